@@ -1,0 +1,20 @@
+"""The families by name, and how to build one. Adding a family is one file in models/ and one line here."""
+
+from typing import Any
+
+from genmodels import noise
+from genmodels.core import Event, GenerativeModel
+
+MODELS: dict[str, type[GenerativeModel]] = {}
+
+
+def build(family: str, event: Event, *, seed: int = 0, **config: Any) -> GenerativeModel:
+    """A fresh model of a family for an event; its first weights are a function of the seed. Raises ValueError for an unknown family or setting."""
+    if family not in MODELS:
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(sorted(MODELS))}")
+    kind = MODELS[family]
+    known = kind.Config.__dataclass_fields__
+    if stray := [key for key in config if key not in known]:
+        raise ValueError(f"unknown setting {stray[0]!r} of {family}; known: {', '.join(known)}")
+    with noise.initialising(seed):
+        return kind(event, kind.Config(**config))

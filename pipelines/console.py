@@ -1,0 +1,83 @@
+"""What a person, or a program, sees while stages work: progress bars and lines on stderr; with --json one JSON object a line on stdout."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+_JSON: ContextVar[bool] = ContextVar("genmodels_json", default=False)
+
+
+def speak_json(on: bool) -> None:
+    """From here on stdout belongs to machines."""
+    _JSON.set(on)
+
+
+def speaks_json() -> bool:
+    return _JSON.get()
+
+
+def emit(**record: Any) -> None:
+    """One JSON object on stdout, when stdout belongs to machines; else nothing."""
+    if speaks_json():
+        sys.stdout.write(json.dumps(record, default=str) + "\n")
+        sys.stdout.flush()
+
+
+def say(text: str, **record: Any) -> None:
+    """A line for a person (stderr); `record`, if any, is the same for a machine."""
+    _stderr().print(text, highlight=False, soft_wrap=True)
+    if record:
+        emit(**record)
+
+
+def result(text: str) -> None:
+    """What the command was asked for: stdout, unless that belongs to machines."""
+    if not speaks_json():
+        Console(soft_wrap=True).print(text, highlight=False)
+
+
+class Bar:
+    """A stage's progress. total and done are in the stage's own unit (files, steps, trials, images)."""
+
+    def __init__(self, stage: str, progress: Progress, task: Any) -> None:
+        self.stage, self._progress, self._task = stage, progress, task
+
+    def to(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
+        """Moves the bar to `done`, with a short note behind it (loss 1.83, 12 bad)."""
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._task, completed=done, **({} if total is None else {"total": total}), **fields)
+
+
+@contextmanager
+def stage(name: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
+    """A progress bar for one stage; on leaving it says how it ended and how long it took."""
+    columns = (
+        TextColumn("[bold]{task.description:<9}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    emit(event="stage", stage=name, status="started")
+    with Progress(*columns, console=_stderr()) as progress:
+        task = progress.add_task(name, total=total, note="")
+        yield Bar(name, progress, task)
+        progress.update(task, completed=progress.tasks[0].total or progress.tasks[0].completed)
+        progress.update(task, total=progress.tasks[0].completed)
+    emit(event="stage", stage=name, status="done", seconds=round(progress.tasks[0].elapsed or 0, 2))
+
+
+def done(name: str, where: str) -> None:
+    """This stage's output exists already."""
+    say(f"[bold]{name:<9}[/bold] done already: {where}", event="stage", stage=name, status="reused", uri=where)
+
+
+def _stderr() -> Console:
+    return Console(file=sys.stderr)
