@@ -368,7 +368,7 @@ def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
         inner = fields[part].annotation if part in fields else None
         found = [kind for kind in (inner, *getattr(inner, "__args__", ())) if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not found:
-            return [key for key in ObjectiveOptimizer.model_fields]
+            return list(ObjectiveOptimizer.model_fields)
         model = found[0]
     return [field.alias or name for name, field in model.model_fields.items()]
 
