@@ -85,3 +85,12 @@ def to_json(record: Any) -> dict[str, Any]:
     if isinstance(record, Shards):
         value["event"] = record.event.to_json()
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a stage's output for these inputs is, or will be, and whether it is complete."""
+
+    fingerprint: str
+    uri: str
+    done: bool
