@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _JSON: ContextVar[bool] = ContextVar("genmodels_json", default=False)
+_QUIET: ContextVar[bool] = ContextVar("genmodels_quiet", default=False)
 
 
 def speak_json(on: bool) -> None:
@@ -22,6 +23,16 @@ def speaks_json() -> bool:
     return _JSON.get()
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, stages say nothing."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
 def emit(**record: Any) -> None:
     """One JSON object on stdout, when stdout belongs to machines; else nothing."""
     if speaks_json():
@@ -31,6 +42,8 @@ def emit(**record: Any) -> None:
 
 def say(text: str, **record: Any) -> None:
     """A line for a person (stderr); `record`, if any, is the same for a machine."""
+    if _QUIET.get():
+        return
     _stderr().print(text, highlight=False, soft_wrap=True)
     if record:
         emit(**record)

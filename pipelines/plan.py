@@ -1,0 +1,89 @@
+"""What `run` would do, without doing it: each stage's output is looked for by its fingerprint, until one is missing."""
+
+import importlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines import console
+from pipelines.recipe import Recipe
+from pipelines.records import Output
+from pipelines.storage import filesystem
+
+STAGES = ("prepare", "tune", "train", "evaluate", "register", "deploy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    stage: str
+    state: str
+    """done, would run, waits, or not asked for."""
+    why: str
+    uri: str = ""
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """The stages in their order. Nothing is run, nothing is written, Ray is not started."""
+    steps: list[Step] = []
+    made: dict[str, Any] = {}
+    with console.quiet():
+        for name in STAGES:
+            if name == "tune" and recipe.tune is None:
+                steps.append(Step(stage=name, state="not asked for", why="the recipe has no tune section"))
+                continue
+            if missing := next((step.stage for step in steps if step.state == "would run"), None):
+                steps.append(Step(stage=name, state="waits", why=f"its inputs come from {missing}"))
+                continue
+            stage = importlib.import_module(f"pipelines.{name}")
+            inputs = _inputs(name, recipe, made)
+            output: Output = stage.output(*inputs)
+            if output.done:
+                made[name] = getattr(stage, name)(*inputs)  # reads what is there
+                recipe = made[name] if name == "tune" else recipe
+            steps.append(_step(name, recipe, output))
+    return steps
+
+
+def show(steps: list[Step]) -> None:
+    table = Table("stage", "", "why", "where", box=None, header_style="bold", pad_edge=False)
+    for step in steps:
+        colour = {"done": "green", "would run": "yellow"}.get(step.state, "dim")
+        table.add_row(step.stage, f"[{colour}]{step.state}[/]", step.why, step.uri)
+        console.emit(**asdict(step))
+    if not console.speaks_json():
+        Console(soft_wrap=True).print(table)
+
+
+def _inputs(name: str, recipe: Recipe, made: dict[str, Any]) -> tuple[Any, ...]:
+    wanted = {
+        "tune": ("prepare",),
+        "train": ("prepare",),
+        "evaluate": ("train", "prepare"),
+        "register": ("train", "evaluate"),
+        "deploy": ("register",),
+    }
+    return (recipe, *(made[stage] for stage in wanted.get(name, ())))
+
+
+def _step(name: str, recipe: Recipe, output: Output) -> Step:
+    if output.done:
+        why = f"complete for these inputs ({output.fingerprint})"
+        return Step(stage=name, state="done", why=why, uri=output.uri)
+    if _entries(output.uri):
+        why = "begun and not finished: it goes on from what is there"
+    elif others := [entry for entry in _entries(output.uri.rpartition("/")[0]) if entry.startswith(f"{recipe.name}-")]:
+        why = f"settings, data or versions differ from {', '.join(sorted(others)[-2:])}"
+    else:
+        why = "no output yet"
+    return Step(stage=name, state="would run", why=why, uri=output.uri)
+
+
+def _entries(uri: str) -> list[str]:
+    """Names inside a folder, none where it does not exist."""
+    fs, path = filesystem(uri)
+    try:
+        return [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
