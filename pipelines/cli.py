@@ -33,8 +33,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line on 
 def _stages(recipe_name: str, changes: Sequence[str] | None, last: str) -> dict[str, Any]:
     """Runs the stages up to `last` and returns their records by name."""
     from pipelines import recipe as recipes
-    from pipelines import run
+    from pipelines import run, submit
 
+    submit.check_versions()
     return run.until(last, recipes.load(recipe_name, changes or ()))
 
 
