@@ -1,4 +1,4 @@
-"""One number per model; its name says what it means."""
+"""A measured figure and how it came about."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,144 @@
+"""Likelihoods one example at a time: exact or a bound, never one called the other; every example counts once, padding never."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from genmodels.core import Batch, Bounded, Density, GenerativeModel
+from genmodels.evaluate.score import Score
+from genmodels.noise import Noise
+
+_ROWS = 1024  # rows times k that a bound is computed on at once: 64 draws of a large batch would not fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihoods:
+    """N examples one by one: nats (N,) float64, log p or a lower bound of it; sizes (N,) float64 valid values of each; how that came about."""
+
+    nats: Tensor
+    sizes: Tensor
+    protocol: str
+
+    def bits_per_dim(self) -> tuple[float, float | None]:
+        """All nats over all valid values, in bits, and the standard error of that ratio (of the plain mean where all sizes are equal)."""
+        bits = -self.nats / math.log(2)
+        ratio = bits.sum() / self.sizes.sum()
+        return ratio.item(), _stderr((bits - ratio * self.sizes) / self.sizes.mean())
+
+    def scores(self, model: str, split: str) -> list[Score]:
+        exact = self.protocol.startswith("exact")
+        value, stderr = self.bits_per_dim()
+        common = {"model": model, "protocol": self.protocol, "split": split, "n": len(self.nats)}
+        return [
+            Score(name="bits/dim" if exact else "bits/dim bound", value=value, unit="bits/dim", stderr=stderr, **common),
+            Score(name="nll" if exact else "nll bound", value=-self.nats.mean().item(), unit="nats", stderr=_stderr(self.nats), **common),
+        ]
+
+    def minus(self, other: "Likelihoods", *, model: str, baseline: str, split: str) -> Score:
+        """How many bits/dim this model needs more than a baseline on the same examples (negative: fewer), with the paired standard error."""
+        if len(self.nats) != len(other.nats) or not torch.equal(self.sizes, other.sizes):
+            raise ValueError(f"{len(self.nats)} and {len(other.nats)} examples, or other lengths; a paired difference needs the same ones")
+        pair = Likelihoods(nats=self.nats - other.nats, sizes=self.sizes, protocol=f"{self.protocol} minus {baseline}'s {other.protocol}")
+        value, stderr = pair.bits_per_dim()
+        return Score(
+            model=model,
+            name="paired difference",
+            value=value,
+            unit="bits/dim",
+            protocol=pair.protocol,
+            split=split,
+            n=len(self.nats),
+            stderr=stderr,
+        )
+
+
+def _stderr(values: Tensor) -> float | None:
+    return None if len(values) < 2 else (values.std() / math.sqrt(len(values))).item()
+
+
+@contextmanager
+def evaluating(model: GenerativeModel) -> Iterator[None]:
+    """Inside, the model is in eval mode and keeps no graph; each of its modules gets back the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def has_likelihood(model: GenerativeModel) -> bool:
+    """Whether `likelihoods` has something to say of this model."""
+    return isinstance(model, Density | Bounded)
+
+
+def likelihoods(models: Sequence[GenerativeModel], batches: Iterable[Batch], *, iwae: int = 64, seed: int = 0) -> list[Likelihoods]:
+    """Each example once under each model: exact where a model has a density, else the bound of `iwae` draws. Raises ValueError without examples."""
+    nats: list[list[Tensor]] = [[] for _ in models]
+    size: list[Tensor] = []
+    known: list[Tensor] = []
+    for batch in batches:
+        size.append(sizes(batch))
+        known.append(labelled(batch))
+        for model, column in zip(models, nats, strict=True):
+            with evaluating(model):
+                column.append(_nats(model, batch.to(model.device), iwae, seed).to("cpu", torch.float64))
+    if not size:
+        raise ValueError("no examples to score; the split is empty")
+    return [
+        Likelihoods(nats=torch.cat(column), sizes=torch.cat(size), protocol=_protocol(model, torch.cat(known), torch.cat(size), iwae))
+        for model, column in zip(models, nats, strict=True)
+    ]
+
+
+def _nats(model: GenerativeModel, batch: Batch, iwae: int, seed: int) -> Tensor:
+    """(B,) nats: log p(x|y) of the labelled rows of a class model, log p(x) of the others; a bound in place of it for Bounded models."""
+    known = labelled(batch).to(batch.x.device) if model.event.classes else torch.zeros(len(batch), dtype=torch.bool)
+    if bool(known.any()) and not bool(known.all()):
+        out = torch.empty(len(batch), dtype=torch.float64, device=batch.x.device)
+        for mask in (known, ~known):
+            out[mask] = _nats(model, _pick(batch, mask), iwae, seed).to(torch.float64)
+        return out
+    y = batch.y if bool(known.any()) else None
+    if isinstance(model, Density):
+        return model.log_prob(batch.x, y, batch.c, length=batch.length)
+    if not isinstance(model, Bounded):
+        raise ValueError(f"{type(model).__name__} has no likelihood and no bound of one; compare it by a Frechet distance")
+    if batch.length is not None and bool((batch.length < batch.x[0].numel()).any()):
+        raise ValueError(f"{type(model).__name__} bounds whole examples only, and some of these are padded; use a model with a density")
+    stride = max(1, _ROWS // iwae)
+    parts = [batch.rows(start, start + stride) for start in range(0, len(batch), stride)]
+    return torch.cat([model.iwae(part.x, part.y if y is not None else None, iwae, Noise(seed, position=part.position)) for part in parts])
+
+
+def _pick(batch: Batch, mask: Tensor) -> Batch:
+    columns = {name: getattr(batch, name) for name in ("x", "y", "c", "length", "position")}
+    return replace(batch, **{name: column[mask] for name, column in columns.items() if column is not None})
+
+
+def sizes(batch: Batch) -> Tensor:
+    """(B,) float64: how many values of each example are valid."""
+    full = torch.full((len(batch),), batch.x[0].numel(), dtype=torch.float64)
+    return full if batch.length is None else torch.minimum(full, batch.length.to("cpu", torch.float64))
+
+
+def labelled(batch: Batch) -> Tensor:
+    """(B,) bool: which rows carry a label."""
+    return torch.zeros(len(batch), dtype=torch.bool) if batch.y is None else (batch.y >= 0).cpu()
+
+
+def _protocol(model: GenerativeModel, known: Tensor, size: Tensor, iwae: int) -> str:
+    labels = int(known.sum()) if model.event.classes else 0
+    what = "p(x|y)" if labels else "p(x)"
+    text = f"exact {what}" if isinstance(model, Density) else f"IWAE_{iwae} lower bound of {what}"
+    if 0 < labels < len(known):
+        text += f", p(x) for {len(known) - labels} without a label"
+    if bool((size != size[0]).any()):
+        text += f", all nats over all {int(size.sum())} valid steps"
+    return text
