@@ -201,7 +201,7 @@ class GenerativeModel(nn.Module, ABC):
         if self.event.classes == 0 and y is not None:
             raise ValueError("a label was given to an unlabelled model; leave it out")
         if self.event.classes and y is None:
-            y = categorical(self.class_frequencies.log().expand(len(noise), -1), noise.uniform("label"))
+            y = self.drawn_labels(noise)
         if y is not None:
             y = self.labels(y, len(noise))
         if (c is not None) != (self.event.condition is not None):
@@ -209,6 +209,11 @@ class GenerativeModel(nn.Module, ABC):
         if c is not None and self.event.condition is not None and tuple(c.shape) != (len(noise), *self.event.condition.shape):
             raise ValueError(f"condition of shape {tuple(c.shape)}; wanted {(len(noise), *self.event.condition.shape)}")
         return y, None if c is None else c.to(self.device), temperature.to(self.device)
+
+    @final
+    def drawn_labels(self, noise: Noise) -> Tensor:
+        """(B,) int64: the labels that `sample` gives rows nobody chose one for, by how often each came in training."""
+        return categorical(self.class_frequencies.log().expand(len(noise), -1), noise.uniform("label"))
 
     @final
     def labels(self, y: Tensor, n: int) -> Tensor:
@@ -229,7 +234,7 @@ class GenerativeModel(nn.Module, ABC):
             return x.to(self.device, torch.float32)
         if x.is_floating_point():
             raise ValueError(f"examples of dtype {x.dtype}; wanted integer levels 0 to {self.event.levels - 1}")
-        if len(x) and bool(((x < 0) | (x >= self.event.levels)).any()):
+        if len(x) and not 0 <= int(x.min()) <= int(x.max()) < self.event.levels:
             raise ValueError(f"levels from {x.min().item()} to {x.max().item()}; wanted 0 to {self.event.levels - 1}")
         return x.to(self.device, torch.uint8)
 

@@ -4,8 +4,11 @@ from typing import Any
 
 from genmodels import noise
 from genmodels.core import Event, GenerativeModel
+from genmodels.models.pixelcnn import GatedPixelCNN
 
-MODELS: dict[str, type[GenerativeModel]] = {}
+MODELS: dict[str, type[GenerativeModel]] = {
+    "gated_pixelcnn": GatedPixelCNN,
+}
 
 
 def build(family: str, event: Event, *, seed: int = 0, **config: Any) -> GenerativeModel:

@@ -1,0 +1,218 @@
+"""The gated PixelCNN: an image as a product of K-way softmaxes, sub-pixel by sub-pixel in raster order.
+
+Conditional Image Generation with PixelCNN Decoders (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, 2016), arXiv:1606.05328.
+
+Two stacks leave no blind spot: the vertical one sees every row above, the horizontal one what is left of the pixel. Kernels are cropped to what they
+may see, so no weight is ever multiplied by a mask; the vertical stack is shifted down by one row where it feeds the horizontal one, and nowhere else.
+We differ from the paper in three ways. (1) The channels of one pixel are ordered in the output layers, one for R, one for G given R, one for B given
+R and G, in place of feature maps split in three: the two stacks then run once a pixel, not once a sub-pixel. (2) The vertical stack is residual too.
+(3) A learnt map over positions is added to the first layer, which helps small centred pictures.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.core import Batch, Classifies, Density, Event, Metrics, Objective, Optimizer, Progressive, Tempered, Trained
+from genmodels.nn.conditioning import ClassBias
+from genmodels.nn.gates import drop, gate
+from genmodels.nn.scaling import scaled
+from genmodels.noise import Noise, categorical
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks. v, h (B, features, H, W) -> the same with `hidden` features; v's row i knows of rows <= i, h of what came before."""
+
+    def __init__(self, features: int, hidden: int, kernel: int, classes: int, *, first: bool) -> None:
+        super().__init__()
+        self.first, self.reach = first, kernel // 2
+        self.vertical = nn.Conv2d(features, 2 * hidden, (self.reach + 1, kernel))
+        self.hint = nn.Conv2d(2 * hidden, 2 * hidden, 1)
+        # The paper's mask A is a kernel without its last column: the first layer must not see the pixel itself.
+        self.horizontal = nn.Conv2d(features, 2 * hidden, (1, self.reach if first else self.reach + 1), bias=False)
+        self.out = nn.Conv2d(hidden, hidden, 1)
+        self.skip = nn.Conv2d(features, hidden, 1) if first else nn.Identity()
+        self.v_class, self.h_class = ClassBias(classes, 2 * hidden), ClassBias(classes, 2 * hidden)
+
+    def forward(self, v: Tensor, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        risen = self.vertical(F.pad(v, (self.reach, self.reach, self.reach, 0)))
+        hint = F.pad(self.hint(risen), (0, 0, 1, 0))[:, :, :-1]  # the one shift: a pixel hears of the rows above its own
+        run = self.horizontal(F.pad(h, (self.reach, 0, 0, 0))[..., : h.shape[-1] + self.reach - self.first])
+        return self.next_v(v, risen, y), self.next_h(h, run + hint, y)
+
+    def next_v(self, v: Tensor, risen: Tensor, y: Tensor | None) -> Tensor:
+        return self.skip(v) + gate(risen + self.v_class(y, len(v))[:, :, None, None])
+
+    def next_h(self, h: Tensor, run: Tensor, y: Tensor | None) -> Tensor:
+        out = self.out(gate(run + self.h_class(y, len(run))[:, :, None, None]))
+        return out if self.first else h + out
+
+
+@dataclass
+class Canvas:
+    """A picture half drawn, and the activations that later pixels will need. Nobody but its owner holds it; advance makes a new one."""
+
+    uniforms: Tensor
+    """(B, C, H, W) float32: the randomness of every sub-pixel."""
+    temperature: Tensor
+    """(B, 1) float32."""
+    y: Tensor | None
+    """(B,) int64."""
+    x: Tensor
+    """(B, C, H, W) uint8 levels, 0 where nothing is drawn yet."""
+    step: int = 0
+    """The pixel that comes next, in raster order."""
+    above: list[Tensor] = field(default_factory=list)
+    """A layer's (B, features, reach, W): the rows that its vertical kernel covers above the next one."""
+    hints: list[Tensor] = field(default_factory=list)
+    """A layer's (B, 2 hidden, 1, W): what the rows above tell the pixels of this row."""
+    left: list[Tensor] = field(default_factory=list)
+    """A layer's (B, features, 1, reach + W): its horizontal input in this row, zeros left of the picture."""
+
+    def copy(self) -> "Canvas":
+        lists = {name: [tensor.clone() for tensor in getattr(self, name)] for name in ("above", "hints", "left")}
+        return replace(self, x=self.x.clone(), **lists)
+
+
+class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas]):
+    modalities = frozenset({"image"})
+    temperature_scales = "the logits of every sub-pixel"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """hidden: feature maps of each stack; kernel: odd width of the full kernel; head: width of the output layers."""
+
+        hidden: int = 32
+        layers: int = 5
+        kernel: int = 5
+        head: int = 64
+        dropout: float = 0.0
+
+        def __post_init__(self) -> None:
+            if self.kernel % 2 == 0 or self.kernel < 3:
+                raise ValueError(f"kernel {self.kernel}; wanted an odd number from 3 on")
+            if min(self.hidden, self.layers, self.head) < 1 or not 0 <= self.dropout < 1:
+                raise ValueError(
+                    f"hidden {self.hidden}, layers {self.layers}, head {self.head}, dropout {self.dropout}; wanted sizes of at least 1"
+                )
+
+    config: Config
+
+    def __init__(self, event: Event, config: Config) -> None:
+        super().__init__(event, config)
+        if event.levels == 0:
+            raise ValueError(f"GatedPixelCNN models levels; got {event}")
+        channels, height, width = event.shape
+        self.steps = height * width
+        features = [channels + 1, *[config.hidden] * config.layers]
+        self.layers = nn.ModuleList(
+            GatedLayer(features[i], config.hidden, config.kernel, event.classes, first=i == 0) for i in range(config.layers)
+        )
+        self.place = nn.Parameter(torch.zeros(config.hidden, height, width))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(config.hidden + c, config.head, 1), nn.ELU(), nn.Conv2d(config.head, event.levels, 1))
+            for c in range(channels)
+        )
+
+    def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None) -> Tensor:
+        """z (B, C, H, W) scaled levels -> (B, C, H, W, K): the logits of each sub-pixel given those before it."""
+        v = h = _with_ones(z)
+        for i, layer in enumerate(self._layers()):
+            h_in = h if i == 0 else drop(h, self.config.dropout, noise, f"dropout.h.{i}")
+            v_in = v if i == 0 else drop(v, self.config.dropout, noise, f"dropout.v.{i}")
+            v, h = layer(v_in, h_in, y)
+            h = h + self.place if i == 0 else h
+        h = drop(F.elu(h), self.config.dropout, noise, "dropout.head")
+        columns = [head(torch.cat([h, z[:, :c]], dim=1)) for c, head in enumerate(self.heads)]
+        return torch.stack(columns, dim=1).movedim(2, -1)
+
+    def conditional_log_prob(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, length: Tensor | None) -> Tensor:
+        return -self._nats(x, y)
+
+    def _nats(self, x: Tensor, y: Tensor | None, noise: Noise | None = None) -> Tensor:
+        logits = self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise)
+        return F.cross_entropy(logits.flatten(0, -2), x.flatten().long(), reduction="none").reshape(len(x), -1).sum(1)
+
+    def objectives(self) -> list[Objective]:
+        optimizer = Optimizer(lr=2e-3, betas=(0.9, 0.99))
+        return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=optimizer)]
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Nats a sub-pixel, averaged over the rows."""
+        loss = self._nats(batch.x, batch.y, noise if self.training else None).mean() / self.event.dims
+        return loss, {"bits_per_dim": loss.detach() / math.log(2)}
+
+    def begin(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Canvas:
+        blank = torch.zeros(len(noise), *self.event.shape, dtype=torch.uint8, device=self.device)
+        canvas = Canvas(uniforms=noise.uniform("levels", self.event.shape), temperature=temperature[:, None], y=y, x=blank)
+        width = self.event.shape[2]
+        for layer in self._layers():
+            features, reach = layer.vertical.in_channels, layer.reach
+            canvas.above.append(self.place.new_zeros(len(noise), features, reach, width))
+            canvas.hints.append(self.place.new_zeros(len(noise), 2 * self.config.hidden, 1, width))
+            canvas.left.append(self.place.new_zeros(len(noise), features, 1, reach + width))
+        return canvas
+
+    def advance(self, state: Canvas, k: int) -> Canvas:
+        canvas, width = state.copy(), self.event.shape[2]
+        for _ in range(min(k, self.steps - state.step)):
+            row, column = divmod(canvas.step, width)
+            self._draw_pixel(canvas, row, column)
+            canvas.step += 1
+            if column == width - 1:
+                self._finish_row(canvas, row)
+        return canvas
+
+    def read(self, state: Canvas) -> Tensor:
+        return state.x
+
+    def next_logits(self, state: Canvas) -> Tensor:
+        """(B, K) logits of the next pixel's first channel, from the kept activations."""
+        row, column = divmod(state.step, self.event.shape[2])
+        return self._channel_logits(self._next_features(state.copy(), row, column), state, row, column, 0)
+
+    def _draw_pixel(self, canvas: Canvas, row: int, column: int) -> None:
+        h = self._next_features(canvas, row, column)
+        for c in range(self.event.shape[0]):
+            logits = self._channel_logits(h, canvas, row, column, c) / canvas.temperature
+            canvas.x[:, c, row, column] = categorical(logits, canvas.uniforms[:, c, row, column]).to(torch.uint8)
+        canvas.left[0][..., self._layers()[0].reach + column] = self._input(canvas.x[:, :, row, column, None, None])[..., 0]
+
+    def _next_features(self, canvas: Canvas, row: int, column: int) -> Tensor:
+        """The horizontal stack at one pixel, from what is kept of its left and of the rows above -> (B, hidden, 1, 1)."""
+        h = torch.empty(0)
+        for i, layer in enumerate(self._layers()):
+            if i:
+                canvas.left[i][..., layer.reach + column] = h[..., 0]
+            seen = canvas.left[i][..., column : column + layer.reach + (i > 0)]
+            h = layer.next_h(h, layer.horizontal(seen) + canvas.hints[i][..., column, None], canvas.y)
+            h = h + self.place[:, row, column, None, None] if i == 0 else h
+        return F.elu(h)
+
+    def _channel_logits(self, h: Tensor, canvas: Canvas, row: int, column: int, c: int) -> Tensor:
+        earlier = scaled(canvas.x[:, :c, row, column, None, None], self.event.levels, h.dtype)
+        return self.heads[c](torch.cat([h, earlier], dim=1))[..., 0, 0]
+
+    def _finish_row(self, canvas: Canvas, row: int) -> None:
+        """The vertical stack over the row just drawn: what the next row will hear of."""
+        v = self._input(canvas.x[:, :, row, None])
+        for i, layer in enumerate(self._layers()):
+            seen = torch.cat([canvas.above[i], v], dim=2)
+            risen = layer.vertical(F.pad(seen, (layer.reach, layer.reach, 0, 0)))
+            canvas.above[i], canvas.hints[i] = seen[:, :, 1:], layer.hint(risen)
+            canvas.left[i].zero_()
+            v = layer.next_v(v, risen, canvas.y)
+
+    def _input(self, x: Tensor) -> Tensor:
+        return _with_ones(scaled(x, self.event.levels, self.place.dtype))
+
+    def _layers(self) -> list[GatedLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+
+def _with_ones(z: Tensor) -> Tensor:
+    """A channel of ones beside the picture's own: zeros there mean outside."""
+    return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
