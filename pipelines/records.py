@@ -45,6 +45,16 @@ class Scores:
     """The model's own and the baselines', each under its own model name."""
     samples: str
     """URI of the sample sheet (PNG), or of the sounds (WAV)."""
+    artifact: str
+    """URI of the model folder that carries these scores, the samples and a model card: what is registered and served."""
+    digest: str
+    """The digest of that artifact."""
+    shards: str
+    """URI of the shards they were computed on."""
+
+    def score(self, split: str, name: str | None = None) -> Score | None:
+        """The first score of a split, or the first of that name: the model's own come before its baselines'."""
+        return next((score for score in self.scores if score.split == split and name in (None, score.name)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,10 @@
 
 import json
 import os
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -86,6 +89,16 @@ def download(uri: str, folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         fs.get_file(path, str(target))
     return folder
+
+
+@contextmanager
+def local(uri: str) -> Iterator[Path]:
+    """A folder's files on this machine: the folder itself where it is here, else a copy that is gone afterwards."""
+    if is_local(uri):
+        yield Path(absolute(uri))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield download(uri, Path(folder))
 
 
 def remove(uri: str) -> None:
