@@ -77,7 +77,7 @@ def s3(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
 def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL of its own in a temporary folder -> its SQLAlchemy URL."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    initdb = shutil.which("initdb") or (str(binaries[-1] / "initdb") if binaries else None)
+    initdb = str(binaries[-1] / "initdb") if binaries else shutil.which("initdb")
     if initdb is None:
         raise FileNotFoundError("PostgreSQL's server is not on this machine")
     user = {"user": "postgres"} if os.geteuid() == 0 else {}  # PostgreSQL refuses to run as root
