@@ -31,7 +31,7 @@ TUNED = {"search": {"space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}}}
         ("data.image.hight", 8, "data.image.hight: unknown key 'hight'; did you mean 'height'?"),
         ("data.label", {"bye": "folder"}, "data.label.bye: unknown key 'bye'; did you mean 'by'?"),
         ("data.split.tran", 0.8, "data.split.tran: unknown key 'tran'; did you mean 'train'?"),
-        ("model.chanels", 8, "model.chanels: unknown key 'chanels'; did you mean 'channels'?"),
+        ("model.hiden", 8, "model.hiden: unknown key 'hiden'; did you mean 'hidden'?"),
         ("train.stepz", 8, "train.stepz: unknown key 'stepz'; did you mean 'steps'?"),
         ("train.schedule.warmpu", 8, "train.schedule.warmpu: unknown key 'warmpu'; did you mean 'warmup'?"),
         ("train.objectives", {"nll": {"lrr": 1}}, "train.objectives.nll.lrr: unknown key 'lrr'; did you mean 'lr'?"),
@@ -56,7 +56,7 @@ TUNED = {"search": {"space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}}}
             {"search": {"space": {"train.lr": {"loguniformly": [1, 2]}}}},
             "tune.search.space.train.lr: unknown distribution 'loguniformly'; did you mean 'loguniform'?",
         ),
-        ("tune", {"search": {"space": {"train.lrate": {"choice": [1]}}}}, "train.lrate: unknown key 'lrate'; did you mean 'ema'?"),
+        ("tune", {"search": {"space": {"train.lrate": {"choice": [1]}}}}, "train.lrate: unknown key 'lrate'; did you mean 'lr'?"),
         ("tune", {"search": {"space": {"train.lr": {"uniform": [1]}}}}, "tune.search.space.train.lr: uniform of [1]; wanted a list of 2"),
     ],
 )
@@ -66,10 +66,7 @@ def test_every_mistake_is_named_on_one_line(key: str, value: Any, message: str) 
     text = str(refusal.value)
     assert "\n" not in text
     assert text.startswith("recipe plain: ")
-    if "lrate" not in key + str(value):
-        assert text == f"recipe plain: {message}"
-    else:
-        assert "train.lrate: unknown key 'lrate'" in text
+    assert text == f"recipe plain: {message}"
 
 
 def test_a_missing_section_is_named() -> None:
