@@ -33,10 +33,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line on 
 def _stages(recipe_name: str, changes: Sequence[str] | None, last: str) -> dict[str, Any]:
     """Runs the stages up to `last` and returns their records by name."""
     from pipelines import recipe as recipes
+
+    recipe = recipes.load(recipe_name, changes or ())
     from pipelines import run, submit
 
     submit.check_versions()
-    return run.until(last, recipes.load(recipe_name, changes or ()))
+    return run.until(last, recipe)
 
 
 def _stage_command(name: str, text: str) -> None:
