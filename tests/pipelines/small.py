@@ -1,0 +1,78 @@
+"""Small finished inputs of the later stages, made without Ray: the digits as Shards, and a trained-looking checkpoint with its log."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.datasets import load_digits
+
+from genmodels import artifact
+from genmodels.core import Event
+from genmodels.zoo import build
+from pipelines import recipe as recipes
+from pipelines.recipe import Recipe
+from pipelines.records import Checkpoint, Shards
+from pipelines.shards import open_shards, schema
+
+LABELS = tuple("0123456789")
+PREPARE = {"modality": "image", "height": 8, "width": 8, "channels": 1, "levels": 17, "fit": "crop"}
+
+
+def recipe(root: Path, *changes: str, name: str = "small", family: str = "gated_pixelcnn", **model: Any) -> Recipe:
+    values = {
+        "name": name,
+        "storage": str(root),
+        "data": {"source": "digits", "image": {"height": 8, "width": 8, "levels": 17}},
+        "model": {"family": family, **model},
+        "train": {"steps": 4},
+        "evaluate": {"samples": 20, "generated": 32},
+    }
+    return recipes.check(recipes.set_keys(values, changes))
+
+
+def digits(root: Path, *, rows: Mapping[str, int] | None = None, seed: int = 0, labels: tuple[str, ...] = LABELS) -> Shards:
+    """scikit-learn's digits, shuffled by a seed, as finished Shards."""
+    rows = rows or {"train": 600, "valid": 100, "test": 150}
+    data = load_digits()
+    order = np.random.default_rng(seed).permutation(len(data.target))
+    event = Event(modality="image", shape=(1, 8, 8), levels=17, classes=10)
+    folder = root / "shards" / f"digits-{seed}-{sum(rows.values())}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files, start = [], 0
+    for split, count in rows.items():
+        index = order[start : start + count]
+        files.append(_write(folder, split, event, data.images[index].astype(np.uint8), data.target[index]))
+        start += count
+    manifest = {"files": files, "fingerprint": f"f{seed:011d}", "event": event.to_json(), "labels": labels, "prepare": PREPARE}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return open_shards(str(folder))
+
+
+def _write(folder: Path, split: str, event: Event, images: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), 64)
+    columns = [
+        pa.array([f"{split}{i:06d}" for i in range(len(images))]),
+        pa.ExtensionArray.from_storage(schema(event).field("levels").type, flat),
+        pa.array(target, pa.int32()),
+        pa.array([f"{i}.png" for i in range(len(images))]),
+    ]
+    name = f"{split}-00000.parquet"
+    pq.write_table(pa.table(columns, schema=schema(event)), folder / name)
+    return {"name": name, "split": split, "rows": len(images), "row_groups": [len(images)]}
+
+
+def checkpoint(root: Path, shards: Shards, *, seed: int = 0, family: str = "gated_pixelcnn", **config: Any) -> Checkpoint:
+    """A model with fresh weights of a seed as if four steps had been trained."""
+    folder = root / "train" / f"small-{family}-{seed}"
+    model = build(family, shards.event, seed=seed, **config)
+    digest = artifact.save(
+        model, folder / "model", family=family, prepare=shards.prepare, labels=shards.labels, lineage={"recipe": "small"}
+    )
+    log = folder / "log.jsonl"
+    lines = [{"step": step, "loss": 3.0 - step / 10, "steps_per_s": 100.0, "lr": 1e-3} for step in range(1, 5)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Checkpoint(uri=str(folder / "model"), fingerprint=f"c{seed:011d}", digest=digest, steps=4, log=str(log))
