@@ -1,0 +1,201 @@
+"""The second pass: the rows whose ids begin alike, from all parts, become one Parquet file a split: sorted, deduplicated, labelled, split.
+
+A bucket is a function of its rows alone, so its files are the same bytes whoever writes them, and again after a kill.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from genmodels import media
+from genmodels.core import Event
+from pipelines import storage
+from pipelines.decoder import row_bytes
+from pipelines.parts import Work
+from pipelines.shards import SPLITS, schema
+from pipelines.sources.source import REST
+
+BUCKET_BYTES = 128 * 2**20
+GROUP_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What every bucket of a prepare shares besides its Work."""
+
+    event: Event
+    labels: tuple[str, ...]
+    fractions: Mapping[str, float]
+    folder: str
+    """URI of the shards."""
+    fingerprint: str
+    parts: tuple[str, ...]
+    bits: int
+    """Leading bits of an id that name its bucket."""
+
+
+def bucket_bits(rows: int, settings: Mapping[str, Any]) -> int:
+    """How many leading bits of the id name a bucket, for buckets of about BUCKET_BYTES."""
+    return max(0, (rows * row_bytes(settings) // BUCKET_BYTES).bit_length())
+
+
+def fill(work: Work, cut: Cut, bucket: int) -> dict[str, Any]:
+    """Writes a bucket's files -> their entries of the manifest, and counts. Does nothing where an earlier run has finished it."""
+    marker = storage.join(cut.folder, "work", f"bucket-{bucket:05d}.json")
+    if storage.exists(marker) and _stands(cut, done := storage.read_json(marker)):
+        return done
+    rows = _rows(work, cut, bucket)
+    kept, counts = _deduplicated(work, cut, rows)
+    side = _sides(kept, cut.fractions)
+    files = [_write(work, cut, kept.filter(pa.array(side == i)), split, bucket) for i, split in enumerate(SPLITS) if (side == i).any()]
+    done = {"fingerprint": cut.fingerprint, "files": files, "counts": counts}
+    storage.write_json(marker, done)
+    return done
+
+
+def _stands(cut: Cut, done: Mapping[str, Any]) -> bool:
+    """Whether an earlier run's files are all there, whole."""
+    if done.get("fingerprint") != cut.fingerprint:
+        return False
+    paths = [storage.join(cut.folder, file["name"]) for file in done["files"]]
+    return all(
+        storage.exists(path) and _sha256(storage.read_bytes(path)) == file["sha256"]
+        for path, file in zip(paths, done["files"], strict=True)
+    )
+
+
+def _rows(work: Work, cut: Cut, bucket: int) -> pa.Table:
+    """The bucket's rows from all parts, sorted by id and then by source, with a column `class`: the label's number."""
+    low, high = bucket << 128 - cut.bits, (bucket + 1 << 128 - cut.bits) - 1
+    inside = [("id", ">=", f"{low:032x}"), ("id", "<=", f"{high:032x}")] if cut.bits else None
+    names = ["id", "levels", "length", "source", "label", "side"]
+    tables = []
+    for part in cut.parts:
+        with storage.open_read(storage.join(work.folder, part)) as source:
+            tables.append(pq.read_table(source, columns=names, filters=inside, use_threads=False).replace_schema_metadata(None))
+    table = pa.concat_tables(tables)
+    given = work.labels.of(work.source, table.column("source").to_pylist(), table.column("label").to_pylist())
+    number = {label: i for i, label in enumerate(cut.labels)}
+    table = table.append_column("class", pa.array([None if label is None else number[label] for label in given], pa.int32()))
+    return table.sort_by([("id", "ascending"), ("source", "ascending")])
+
+
+def _deduplicated(work: Work, cut: Cut, rows: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+    """One row an id, the one with the smallest source; all of them where an official split is kept whole. Counts what came more than once."""
+    ids = np.asarray(rows.column("id").to_pylist(), dtype=object)
+    new = np.ones(len(ids), bool)
+    new[1:] = ids[1:] != ids[:-1]
+    group = np.cumsum(new) - 1
+    label = rows.column("class").fill_null(-1).to_numpy()
+    counts = {
+        "duplicates": int(len(ids) - new.sum()),
+        "conflicting_labels": _mixed(group[label >= 0], label[label >= 0]),
+        "leakage": _leakage(group, rows, cut) if work.source.official else {},
+    }
+    return (rows if work.source.official else rows.filter(pa.array(new))), counts
+
+
+def _mixed(group: NDArray[np.int64], value: NDArray[Any]) -> int:
+    """How many groups hold more than one value."""
+    pairs = np.unique(np.stack([group, value.astype(np.int64)]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()) if len(group) else 0
+
+
+def _leakage(group: NDArray[np.int64], rows: pa.Table, cut: Cut) -> dict[str, int]:
+    """How many ids lie on both of two sides of the official split."""
+    split = _sides(rows, cut.fractions)
+    on = {name: set(group[split == i].tolist()) for i, name in enumerate(SPLITS)}
+    pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
+    return {f"{a}/{b}": len(on[a] & on[b]) for a, b in pairs}
+
+
+def _sides(rows: pa.Table, fractions: Mapping[str, float]) -> NDArray[np.int64]:
+    """The split of each row: its official side, else by the last 32 bits of its id (the first ones order the rows)."""
+    place = np.array([int(name[-8:], 16) for name in rows.column("id").to_pylist()], dtype=np.float64) / 2**32
+    side = np.array(rows.column("side").to_pylist(), dtype=object)
+    train, valid = fractions["train"], fractions["valid"]
+    split = (place >= train).astype(np.int64) + (place >= train + valid)
+    split = np.where(side == REST, place >= train / (train + valid), split)
+    for i, name in enumerate(SPLITS):
+        split = np.where(side == name, i, split)
+    return split
+
+
+def _write(work: Work, cut: Cut, rows: pa.Table, split: str, bucket: int) -> dict[str, Any]:
+    name = f"{split}-{bucket:05d}.parquet"
+    levels = np.frombuffer(b"".join(rows.column("levels").to_pylist()), np.uint8).reshape(len(rows), *cut.event.shape)
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(levels)
+    values = {"id": rows.column("id"), "levels": tensor, "label": rows.column("class"), "source": rows.column("source")}
+    if cut.event.modality == "audio":
+        values["length"] = rows.column("length")
+    form = schema(cut.event)
+    table = pa.table([values[column] for column in form.names], schema=form)
+    sink = io.BytesIO()
+    each = group_rows(cut.event)
+    pq.write_table(table, sink, row_group_size=each, use_dictionary=["levels", "label", "length"], compression="zstd", compression_level=3)
+    content = sink.getvalue()
+    storage.write_bytes(storage.join(cut.folder, name), content)
+    groups = [min(each, len(rows) - start) for start in range(0, len(rows), each)]
+    entry = {"name": name, "split": split, "rows": len(rows), "bytes": len(content), "sha256": _sha256(content), "row_groups": groups}
+    return {**entry, **_histograms(work, cut, rows, levels)}
+
+
+def group_rows(event: Event) -> int:
+    """Rows of a row group: a power of two, about GROUP_BYTES of levels, at most 8192."""
+    return 2 ** min(13, max(4, (GROUP_BYTES // event.dims).bit_length() - 1))
+
+
+def _histograms(work: Work, cut: Cut, rows: pa.Table, levels: NDArray[np.uint8]) -> dict[str, Any]:
+    """How often each level and each label comes; padding is not counted."""
+    count = np.bincount(levels.ravel(), minlength=cut.event.levels)
+    if cut.event.modality == "audio":
+        silence = int(media.encode(np.zeros(1), cut.event.levels, cut.event.companding)[0])
+        count[silence] -= levels.size - int(pc.sum(rows.column("length")).as_py())
+    label = rows.column("class").fill_null(-1).to_numpy()
+    return {"levels": count.tolist(), "labels": np.bincount(label + 1, minlength=len(cut.labels) + 1).tolist()}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def merged(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of all buckets together."""
+    total: dict[str, Any] = {"duplicates": 0, "conflicting_labels": 0, "leakage": {}}
+    for counts in (bucket["counts"] for bucket in done):
+        for name in ("duplicates", "conflicting_labels"):
+            total[name] += counts[name]
+        for pair, number in counts["leakage"].items():
+            total["leakage"][pair] = total["leakage"].get(pair, 0) + number
+    return total
+
+
+def describe(work: Work, cut: Cut, done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """manifest.json. No time, no worker, no path of this machine: the same data give the same bytes."""
+    files = sorted((file for bucket in done for file in bucket["files"]), key=lambda file: (SPLITS.index(file["split"]), file["name"]))
+    keep = ("name", "split", "rows", "bytes", "sha256", "row_groups")
+    splits = {}
+    for split in SPLITS:
+        mine = [file for file in files if file["split"] == split]
+        levels = np.sum([file["levels"] for file in mine], axis=0).tolist() if mine else []
+        labels = np.sum([file["labels"] for file in mine], axis=0).tolist() if mine else [0] * (len(cut.labels) + 1)
+        counts = dict(zip(cut.labels, labels[1:], strict=True))
+        splits[split] = {"rows": sum(file["rows"] for file in mine), "levels": levels, "labels": counts, "unlabelled": labels[0]}
+    return {
+        "event": cut.event.to_json(),
+        "fingerprint": cut.fingerprint,
+        "files": [{name: file[name] for name in keep} for file in files],
+        "labels": list(cut.labels),
+        "prepare": dict(work.settings),
+        "splits": splits,
+        "split_by": "the source's official split" if work.source.official else "hash of the content",
+        **merged(done),
+    }
