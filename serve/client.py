@@ -1,0 +1,116 @@
+"""A small client: samples and scores from an endpoint as arrays; asks again where that is safe, waits where the server says so."""
+
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.media_types import NPY, levels_hash
+from serve.schema import DRAWN_SEEDS, Description, Receipt, SampleRequest, ScoreAnswer
+
+AGAIN = frozenset({429, 500, 502, 503, 504})
+
+
+class Refused(Exception):
+    """The endpoint's answer was a problem; str() is its one line."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status, self.detail = status, detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """levels (n, *shape) uint8 (float32 for real-valued events), and what they can be made again from."""
+
+    levels: NDArray[Any]
+    receipt: Receipt
+
+
+class Client:
+    """Talks to one endpoint. retries: how often a request is asked again after a 429, a 5xx or a lost connection; all requests bear that,
+    since each that draws has a seed (chosen here when none is given). token: $GENMODELS_TOKEN where left out."""
+
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 130.0, retries: int = 8, patience: float = 5.0) -> None:
+        token = token or os.environ.get("GENMODELS_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        self._retries, self._patience = retries, patience
+
+    def models(self) -> list[Description]:
+        return [Description.model_validate(one) for one in self._ask("GET", "/v1/models").json()["models"]]
+
+    def model(self, model: str) -> Description:
+        return Description.model_validate(self._ask("GET", f"/v1/models/{model}").json())
+
+    def sample(self, model: str, *, seed: int | None = None, **asked: Any) -> Samples:
+        """Samples of a model; further keys as in SampleRequest (n, index, label, condition, temperature).
+
+        Raises Refused for what the endpoint does not take, ValueError when the levels are not those of the receipt.
+        """
+        body = SampleRequest(seed=secrets.randbelow(DRAWN_SEEDS) if seed is None else seed, **asked).model_dump()
+        answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": NPY})
+        levels = np.load(BytesIO(answer.content), allow_pickle=False)
+        receipt = Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
+        if levels_hash(levels) != receipt.levels:
+            raise ValueError(f"levels of hash {levels_hash(levels)}; the receipt says {receipt.levels}: the answer was changed on its way")
+        return Samples(levels=levels, receipt=receipt)
+
+    def file(self, model: str, *, accept: str = "*/*", seed: int | None = None, **asked: Any) -> tuple[str, bytes, Receipt]:
+        """Samples as a file -> its media type (by `accept`; left out: a PNG, a WAV, else JSON), its bytes and the receipt."""
+        body = SampleRequest(seed=secrets.randbelow(DRAWN_SEEDS) if seed is None else seed, **asked).model_dump()
+        answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": accept})
+        return answer.headers["Content-Type"], answer.content, Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
+
+    def score(self, model: str, x: NDArray[Any], *, label: int | str | list[int] | None = None, seed: int = 0, k: int = 64) -> ScoreAnswer:
+        """log p, or its bound, of x (n, *shape) levels."""
+        body = {"x": np.asarray(x).tolist(), "label": label, "seed": seed, "k": k}
+        return ScoreAnswer.model_validate(self._ask("POST", f"/v1/models/{model}/scores", json=body).json())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """The answer; waits and asks again, longer each time, while that may help. Raises Refused, or httpx.TransportError at the last."""
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            try:
+                answer = self._http.request(method, path, **request)
+            except httpx.TransportError:
+                if last:
+                    raise
+                time.sleep(self._wait(attempt))
+                continue
+            if answer.is_success:
+                return answer
+            if answer.status_code not in AGAIN or last:
+                raise Refused(answer.status_code, _detail(answer))
+            time.sleep(max(float(answer.headers.get("retry-after", 0)), self._wait(attempt)))
+        raise AssertionError("unreachable")
+
+    def _wait(self, attempt: int) -> float:
+        """Seconds: doubling from 0.1, with jitter so that clients who were turned away together do not come back together."""
+        return min(self._patience, 0.1 * 2**attempt) * (0.5 + secrets.randbelow(1000) / 1000)
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"HTTP {answer.status_code} from {answer.request.url}"

@@ -1,0 +1,177 @@
+"""The endpoint on Ray Serve: an ingress at the door, and for each model an application of its own whose replicas draw and score.
+
+A model moves to another version by user_config alone (its replicas load it and go on answering), and models come and go without the others
+noticing. Ray is started by whoever calls; nothing here talks to the registry.
+"""
+
+import asyncio
+import hashlib
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve.app import build
+from serve.directory import Directory
+from serve.replica import Replica
+from serve.schema import Description, Draw, Drawn, Problem, Settings, Target, Weigh, Weighed
+
+DOOR = "genmodels"
+PREFIX = "genmodels."
+RETRY_AFTER = 1
+"""Seconds after which a client that was turned away may ask again."""
+ATTEMPTS = 5
+PATIENCE = 900.0 if os.environ.get("GENMODELS_AUTOSCALING") else 120.0
+"""Seconds for replicas to start; a cluster that has to start a node for them takes minutes."""
+T = TypeVar("T")
+
+
+class Replicas:
+    """A model's replicas behind Ray Serve's router. A request is asked again of another replica when the one that had it dies: it has a seed,
+    so the answer is the same."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def describe(self) -> Description:
+        return await self._ask(lambda: self._handle.describe.remote())
+
+    async def sample(self, asked: Draw) -> Drawn:
+        return await self._ask(lambda: self._handle.sample.remote(asked))
+
+    async def score(self, asked: Weigh) -> Weighed:
+        return await self._ask(lambda: self._handle.score.remote(asked))
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(ATTEMPTS):
+            try:
+                return await call()
+            except BackPressureError:
+                raise Problem(429, "overloaded", "too many requests wait already; ask again", {"Retry-After": str(RETRY_AFTER)}) from None
+            except RayTaskError as error:
+                if isinstance(error.cause, Problem):
+                    raise error.cause from None
+                raise
+            except (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError):
+                await asyncio.sleep(0.1 * 2**attempt)
+        raise Problem(503, "not-ready", "the model's replicas died one after another; ask again", {"Retry-After": "5"})
+
+
+@serve.ingress()
+class Ingress:
+    """Checks requests, asks the replicas, and writes the answers. user_config: {"models": names of the models' applications}."""
+
+    def __init__(self, settings: Mapping[str, Any], token: str | None) -> None:
+        self._settings, self._token = Settings.of(settings), token
+        self._directory = Directory()
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        self._directory.put(
+            {name.removeprefix(PREFIX): Replicas(serve.get_deployment_handle("Replica", name)) for name in config["models"]}
+        )
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return build(self._directory, self._settings, token=self._token)
+
+
+def start(settings: Settings) -> None:
+    """Ray Serve's HTTP proxy; does nothing where one is up already."""
+    serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": settings.timeout_s + 10})
+
+
+def put(targets: Sequence[Target], settings: Settings) -> None:
+    """Serves these models beside those that are served already, each in the place of any other version of it; returns when all answer."""
+    slots = _slots(targets)
+    models = [*(name for name in _running() if name not in slots), *slots]
+    door = _ingress(settings, models)
+    runs = [serve.RunTarget(_replicas(target, settings), name=name, route_prefix=None) for name, target in slots.items()]
+    serve.run_many([*runs, serve.RunTarget(door, name=DOOR, route_prefix="/")], wait_for_applications_running=False)
+    _wait([*slots, DOOR])
+
+
+def _wait(names: Sequence[str]) -> None:
+    """Until these applications run. Raises RuntimeError with the replicas' own reason, or TimeoutError when there is no room for them."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        applications = serve.status().applications
+        found = {name: applications[name] for name in names}
+        if all(application.status == "RUNNING" for application in found.values()):
+            return
+        for name, application in found.items():
+            if application.status == "DEPLOY_FAILED":
+                raise RuntimeError(f"{name.removeprefix(PREFIX)}: {_reason(application)}")
+        if time.monotonic() > deadline:
+            waiting = "; ".join(f"{name} {application.status}: {_reason(application)}" for name, application in found.items())
+            raise TimeoutError(f"not up within {PATIENCE:.0f} s ({waiting}); is there a CPU or GPU left for serve.cpus_per_replica?")
+        time.sleep(0.1)
+
+
+def _reason(application: Any) -> str:
+    """The last error that the replicas' messages name."""
+    text = "\n".join([application.message, *(deployment.message for deployment in application.deployments.values())])
+    errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    return errors[-1] if errors else " ".join(text.split())[-300:]
+
+
+def stop() -> None:
+    """Ends Ray Serve and all that it serves."""
+    serve.shutdown()
+
+
+def token_hash() -> str | None:
+    """SHA-256 of $GENMODELS_TOKEN, so that the token itself is stored nowhere."""
+    token = os.environ.get("GENMODELS_TOKEN")
+    return hashlib.sha256(token.encode()).hexdigest() if token else None
+
+
+def _slots(targets: Sequence[Target]) -> dict[str, Target]:
+    """An application for each; a further version of the same model gets one of its own."""
+    slots: dict[str, Target] = {}
+    for target in targets:
+        name = PREFIX + target.name
+        slots[name if name not in slots else f"{name}-{target.version}"] = target
+    return slots
+
+
+def _running() -> list[str]:
+    return [name for name in serve.status().applications if name.startswith(PREFIX)]
+
+
+def _ingress(settings: Settings, models: Sequence[str]) -> serve.Application:
+    options: dict[str, Any] = {
+        "num_replicas": 1,
+        "max_ongoing_requests": 4 * settings.max_queue + 100,  # it only waits; the models' own queues say when it is too much
+        "max_queued_requests": 4 * settings.max_queue,
+        "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER},
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 30,
+        "ray_actor_options": {"num_cpus": min(0.1, settings.cpus_per_replica)},
+        "user_config": {"models": list(models)},
+    }
+    return serve.deployment(Ingress, name="Ingress", **options).bind(asdict(settings), token_hash())
+
+
+def _replicas(target: Target, settings: Settings) -> serve.Application:
+    actor: dict[str, Any] = {
+        "num_cpus": settings.cpus_per_replica,
+        "num_gpus": settings.gpus_per_replica,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
+    }
+    options: dict[str, Any] = {
+        "num_replicas": settings.replicas,
+        "max_ongoing_requests": max(2, settings.max_batch),
+        "max_queued_requests": settings.max_queue,
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": 20,
+        "ray_actor_options": actor,
+        "user_config": {**asdict(target), "aliases": list(target.aliases)},
+    }
+    return serve.deployment(Replica, name="Replica", **options).bind(asdict(settings))

@@ -1,0 +1,84 @@
+"""The models that an endpoint knows: what each says of itself, and which one `name`, `name@alias` or `name:version` means."""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from serve.schema import Description, Draw, Drawn, Problem, Weigh, Weighed, unknown
+
+FRESH = 1.0
+"""Seconds for which a model's description is not asked for again."""
+_ASKED = re.compile(r"(?P<name>[^@:]+)(?:@(?P<alias>[^@:]+)|:(?P<version>[^@:]+))?")
+
+
+class Handle(Protocol):
+    """What answers for one model: a replica in this process, or Ray Serve's replicas. Its errors are Problems."""
+
+    async def describe(self) -> Description: ...
+    async def sample(self, asked: Draw) -> Drawn: ...
+    async def score(self, asked: Weigh) -> Weighed: ...
+
+
+class Directory:
+    """Handles by slot. A slot is one model; its version may change while it is served."""
+
+    def __init__(self, handles: Mapping[str, Handle] | None = None) -> None:
+        self._handles: dict[str, Handle] = dict(handles or {})
+        self._known: dict[str, tuple[float, Description]] = {}
+
+    def put(self, handles: Mapping[str, Handle]) -> None:
+        """These models from now on, in this order."""
+        self._handles = dict(handles)
+        self._known = {slot: seen for slot, seen in self._known.items() if slot in handles}
+
+    async def all(self) -> list[tuple[Handle, Description]]:
+        return [(handle, await self._describe(slot)) for slot, handle in list(self._handles.items())]
+
+    async def find(self, asked: str) -> tuple[Handle, Description, str | None]:
+        """-> the model's handle, its description, and the version that is meant where one is. Raises Problem 404 naming the nearest known."""
+        found = _ASKED.fullmatch(asked)
+        if found is None:
+            raise Problem(404, "unknown-model", f"{asked!r} names no model; wanted name, name@alias or name:version")
+        name, alias, version = found["name"], found["alias"], found["version"]
+        models = await self.all()
+        named = [(handle, one) for handle, one in models if one.model == name]
+        if not named:
+            raise Problem(404, "unknown-model", unknown("model", name, [one.model for _, one in models]))
+        for handle, one in named:
+            if (alias is None or alias in one.aliases) and (version is None or version == one.version):
+                return handle, one, version
+        if version is not None:
+            raise Problem(
+                404, "unknown-version", f"{name} has no version {version} here; served: {', '.join(one.version for _, one in named)}"
+            )
+        aliases = [known for _, one in named for known in one.aliases]
+        raise Problem(404, "unknown-alias", f"{name}: {unknown('alias', alias or '', aliases)}")
+
+    async def _describe(self, slot: str) -> Description:
+        seen, now = self._known.get(slot), time.monotonic()
+        if seen is not None and now - seen[0] < FRESH:
+            return seen[1]
+        try:
+            async with asyncio.timeout(5):
+                description = await self._handles[slot].describe()
+        except (Problem, TimeoutError) as error:
+            if seen is not None:  # busy or starting again: what it said a moment ago still holds
+                return seen[1]
+            raise Problem(503, "not-ready", f"model {slot} does not answer yet; ask again", {"Retry-After": "1"}) from error
+        self._known[slot] = now, description
+        return description
+
+    async def ready(self) -> list[str]:
+        """Names of the models, each of which has just answered. Raises Problem 503 when one does not."""
+        answers = []
+        for slot, handle in list(self._handles.items()):
+            try:
+                async with asyncio.timeout(5):
+                    answers.append((await handle.describe()).model)
+            except (Problem, TimeoutError) as error:
+                raise Problem(503, "not-ready", f"model {slot} does not answer: {error}", {"Retry-After": "1"}) from error
+        if not answers:
+            raise Problem(503, "not-ready", "no model is served here yet", {"Retry-After": "1"})
+        return answers

@@ -1,0 +1,110 @@
+"""What the endpoint says about itself: the page at /, the OpenAPI descriptions, and the words for a wrong path or method."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from serve.media_types import JSON, LINES, NPY, PNG, WAV
+from serve.schema import Description, ProblemDetails, SampleAnswer, SampleRequest, ScoreAnswer, ScoreRequest
+
+ABOUT = """Generative models that draw samples and score examples.
+
+Sample `i` of a seed is the same bytes alone or in company; its receipt (header `X-Genmodels-Receipt`, and inside the PNG or WAV) says what it can be
+made again from. A score says what it is: an exact likelihood, or a named bound. Errors are `application/problem+json` (RFC 9457)."""
+
+PATHS = ("/", "/docs", "/healthz", "/readyz", "/v1/models", "/v1/models/{m}", "/v1/models/{m}/samples", "/v1/models/{m}/scores")
+
+_MEANINGS = {
+    400: "The body is no JSON.",
+    401: "No token, or a wrong one.",
+    404: "No such model, alias or version.",
+    406: "None of the accepted media types is offered.",
+    413: "The body is too large.",
+    415: "The body's media type is not taken.",
+    422: "The model does not take this: detail says why.",
+    429: "Too many requests wait already; Retry-After says when to ask again.",
+    503: "A model does not answer just now.",
+    504: "Not done in time.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of the errors with these statuses."""
+    schema = ProblemDetails.model_json_schema()
+    return {status: {"description": _MEANINGS[status], "content": {"application/problem+json": {"schema": schema}}} for status in statuses}
+
+
+def _body(kind: type[SampleRequest] | type[ScoreRequest], examples: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    content = {JSON: {"schema": kind.model_json_schema(), "examples": {name: {"value": value} for name, value in examples.items()}}}
+    return {"requestBody": {"content": {**content, **others}, "required": False}}
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ERRORS = (400, 401, 404, 406, 413, 415, 422, 429, 503, 504)
+_BESIDE = [
+    {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": text}
+    for name, kind, text in (
+        ("label", "string", "Class number or name; beside a file or an array."),
+        ("seed", "integer", "Of the draws behind a bound."),
+        ("k", "integer", "Draws of an IWAE_k bound."),
+    )
+]
+
+SAMPLES: dict[str, Any] = {
+    "responses": {
+        200: {
+            "description": "The samples. A picture for n = 1, a sheet of them for more; a WAV holds one sound.",
+            "content": {JSON: {"schema": SampleAnswer.model_json_schema()}, PNG: _BINARY, WAV: _BINARY, NPY: _BINARY, LINES: _BINARY},
+            "headers": {
+                "X-Genmodels-Receipt": {"description": "JSON: what the samples can be made again from.", "schema": {"type": "string"}}
+            },
+        },
+        **problems(*(status for status in _ERRORS if status != 415)),
+    },
+    "openapi_extra": _body(SampleRequest, {"one": {"seed": 1}, "four of a class": {"n": 4, "seed": 1, "label": 7}}),
+}
+SCORES: dict[str, Any] = {
+    "responses": {200: {"model": ScoreAnswer, "description": "One score an example."}, **problems(*(s for s in _ERRORS if s != 406))},
+    "openapi_extra": {
+        **_body(ScoreRequest, {"levels": {"x": [[[0, 1], [1, 0]]], "label": 0}}, **{"image/*": _BINARY, "audio/*": _BINARY, NPY: _BINARY}),
+        "parameters": [{"name": "m", "in": "path", "required": True, "schema": {"type": "string"}}, *_BESIDE],
+    },
+}
+
+
+def http_error(error: HTTPException, request: Request) -> tuple[str, str]:
+    """Kind and detail of an error of the protocol itself: a path or a method that is not here."""
+    if error.status_code == 404:
+        return "unknown-path", f"nothing at {request.url.path}; known: {', '.join(PATHS)}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return "wrong-method", f"{request.method} {request.url.path}; wanted {allowed}"
+    return "http", str(error.detail)
+
+
+def welcome(url: str, models: Sequence[Description]) -> str:
+    """The page at /: what is served and a line to try for each."""
+    served = "\n".join(
+        f"  {one.model}  version {one.version}: {one.family}, {_event(one)}; {', '.join(one.capabilities)}" for one in models
+    )
+    tries = "\n".join(f"  {curl(url, one)}" for one in models)
+    return (
+        f"genmodels\n\nModels:\n{served or '  (GET /v1/models, with your token)'}\n\n"
+        + (f"Try:\n{tries}\n\n" if tries else "")
+        + f"Documentation: {url}/docs\nModels as JSON: {url}/v1/models\nHealth: {url}/healthz {url}/readyz\n"
+    )
+
+
+def curl(url: str, model: Description) -> str:
+    """A line that asks for one sample."""
+    ending = {"image": "png", "audio": "wav"}.get(model.event["modality"], "json")
+    asked = '{"seed": 1, "label": 0}' if model.classes else '{"seed": 1}'
+    return f"curl -s {url}/v1/models/{model.model}/samples -d {shlex.quote(asked)} -o sample.{ending}"
+
+
+def _event(model: Description) -> str:
+    size = "x".join(map(str, model.shape))
+    return f"{model.event['modality']} {size}" + (f", {model.classes} classes" if model.classes else "")

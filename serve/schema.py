@@ -1,0 +1,252 @@
+"""What goes over the wire: requests, answers, receipts, and the errors of RFC 9457; and what the endpoint asks of a replica."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+SEEDS = 2**63
+DRAWN_SEEDS = 2**53
+"""A seed that the server chooses is below this, so that no JSON reader rounds it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an endpoint runs. A recipe's `serve` section has the same keys."""
+
+    replicas: int = 1
+    cpus_per_replica: float = 0.1
+    gpus_per_replica: float = 0
+    threads: int = 1
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 16
+    batch_wait_ms: float = 5.0
+    max_queue: int = 64
+    max_samples: int = 256
+    timeout_s: float = 120.0
+    max_body: int = 32 * 2**20
+    """Bytes of a request's body."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Settings":
+        """Settings from plain values. Raises ValueError for a key that is none of ours."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"serve.{key}: {unknown('key', key, known)}")
+        return cls(**values)
+
+
+class Problem(Exception):
+    """An answer that is an error: status, a short kind ("unknown-model"), and one line of what was got, what is wanted and the way out."""
+
+    def __init__(self, status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, kind, detail, dict(headers or {}))
+        self.status, self.kind, self.detail, self.headers = status, kind, detail, dict(headers or {})
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class Json(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProblemDetails(Json):
+    """RFC 9457; content type application/problem+json."""
+
+    type: str = Field(description="urn:genmodels:<kind of problem>")
+    title: str
+    status: int
+    detail: str = Field(description="What was got, what is wanted, the way out.")
+    instance: str = Field(description="The path that was asked for.")
+
+
+Whole = Annotated[int, Field(strict=True)]
+Label = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
+"""A class by its number, or by its name."""
+
+
+class SampleRequest(Json):
+    """Which samples to draw. Sample i of a seed is the same picture or sound however many are asked for and whoever else is asking."""
+
+    n: Annotated[Whole, Field(ge=1)] = Field(1, description="How many samples.")
+    seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] | None = Field(
+        None, description="Left out: the server chooses one and the receipt names it."
+    )
+    index: Annotated[Whole, Field(ge=0, lt=2**62)] = Field(
+        0, description="Index of the first sample; asks for index..index+n-1 of the seed."
+    )
+    label: Label | list[Label] | None = Field(
+        None, description="A class (number or name) for all samples, or one for each; left out: drawn by how often each came in training."
+    )
+    condition: list[Any] | None = Field(
+        None, description="What to condition on, nested lists of the shape of event.condition, for all samples."
+    )
+    temperature: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="Other than 1 only where the capabilities name tempered."
+    )
+    stream: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Answer application/x-ndjson: one line a sample, as it is drawn."
+    )
+
+
+class ScoreRequest(Json):
+    """What to score: one of x, levels (with shape) and media."""
+
+    x: list[Any] | None = Field(None, description="Nested lists of levels, one example or a list of them.")
+    levels: str | None = Field(None, description="base64 of the levels' bytes in C order (uint8; float32 for real-valued events).")
+    shape: list[Whole] | None = Field(None, description="Shape of `levels`: (n, *event.shape).")
+    media: list[str] | None = Field(None, description="base64 of picture or sound files, decoded as for training.")
+    label: Label | list[Label] | None = Field(None, description="Score p(x|label); left out: p(x).")
+    seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = Field(0, description="Of the draws behind a bound; an exact density has none.")
+    k: Annotated[Whole, Field(ge=1, le=4096)] = Field(64, description="Draws of an IWAE_k bound.")
+
+
+class Receipt(Json):
+    """From this a sample can be made again: the same artifact, seed, index, label and temperature give the same levels in an equality class."""
+
+    model: str
+    version: str
+    artifact: str = Field(description="Digest of the artifact folder.")
+    seed: int
+    index: int = Field(description="Index of the first sample.")
+    n: int
+    label: int | list[int] | None = Field(description="Class numbers as asked for; null: drawn by the model.")
+    temperature: float
+    condition: str | None = Field(None, description="Hash of the condition, where there was one.")
+    equality_class: str = Field(
+        description="What else decides the last bit: device, instruction set, threads, precision, library versions."
+    )
+    levels: str = Field(description="blake2b-128 of the levels' bytes, all samples in C order.")
+
+
+class SampleAnswer(Json):
+    receipt: Receipt
+    shape: list[int]
+    dtype: str
+    levels: str = Field(description="base64 of the levels' bytes in C order.")
+    labels: list[int] | None = Field(description="The class of each sample, asked for or drawn.")
+    media_type: str | None
+    media: list[str] = Field(description="base64 of one PNG or WAV a sample.")
+
+
+class SampleScore(Json):
+    nats: float = Field(description="log p of the example, or its lower bound.")
+    bits_per_dim: float = Field(description="-nats / (dims ln 2): lower is better.")
+    dims: int
+
+
+class ScoreAnswer(Json):
+    model: str
+    version: str
+    artifact: str
+    protocol: str = Field(
+        description="What the number is: exact p(x|y), exact p(x), or a named bound. A bound is never called a likelihood."
+    )
+    equality_class: str
+    scores: list[SampleScore]
+
+
+class Description(Json):
+    """A model that is served."""
+
+    model: str
+    version: str
+    aliases: list[str]
+    artifact: str = Field(description="Digest of the artifact folder.")
+    family: str
+    event: dict[str, Any]
+    labels: list[str] = Field(description="Name of each class, by number.")
+    capabilities: list[str]
+    prepare: dict[str, Any] = Field(description="How a picture or sound becomes levels.")
+    scores: list[dict[str, Any]]
+    lineage: dict[str, Any]
+    equality_class: str
+    max_samples: int
+
+    @property
+    def classes(self) -> int:
+        return int(self.event.get("classes", 0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.event["shape"])
+
+    @property
+    def dtype(self) -> Any:
+        """Of the levels: uint8, float32 for real-valued events."""
+        return np.uint8 if self.event["levels"] else np.float32
+
+
+class Descriptions(Json):
+    models: list[Description]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a replica is told to serve: where it is and what it must hash to."""
+
+    name: str
+    version: str
+    artifact: str
+    digest: str
+    aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Target":
+        return cls(**{**values, "aliases": tuple(values.get("aliases", ()))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Samples first..first+n-1 of a seed. y: a class number each, or None to draw them; c (*condition.shape) for all of them."""
+
+    seed: int
+    first: int
+    n: int
+    y: tuple[int, ...] | None = None
+    c: NDArray[Any] | None = None
+    temperature: float = 1.0
+    version: str | None = None
+    """Answer only as this version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """levels (n, *shape) and who drew them. labels: the class of each, where the event has classes."""
+
+    levels: NDArray[Any]
+    labels: tuple[int, ...] | None
+    description: Description
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weigh:
+    """Examples to score: x (n, *shape) levels; y a class number each, or None; lengths valid steps each, or None."""
+
+    x: NDArray[Any]
+    y: tuple[int, ...] | None = None
+    lengths: tuple[int, ...] | None = None
+    seed: int = 0
+    k: int = 64
+    version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed:
+    nats: NDArray[np.float64]
+    protocol: str
+    description: Description
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> str:
+    """`unknown model 'digit'; did you mean 'digits'?`, or what is known where nothing is near."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    return f"unknown {kind} {got!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}")
