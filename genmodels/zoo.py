@@ -5,9 +5,11 @@ from typing import Any
 from genmodels import noise
 from genmodels.core import Event, GenerativeModel
 from genmodels.models.pixelcnn import GatedPixelCNN
+from genmodels.models.wavenet import WaveNet
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "gated_pixelcnn": GatedPixelCNN,
+    "wavenet": WaveNet,
 }
 
 

@@ -89,7 +89,7 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
         layers: int = 5
         kernel: int = 5
         head: int = 64
-        dropout: float = 0.0
+        dropout: float = 0.1
 
         def __post_init__(self) -> None:
             if self.kernel % 2 == 0 or self.kernel < 3:
@@ -145,6 +145,7 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
         loss = self._nats(batch.x, batch.y, noise if self.training else None).mean() / self.event.dims
         return loss, {"bits_per_dim": loss.detach() / math.log(2)}
 
+    @torch.no_grad()
     def begin(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Canvas:
         blank = torch.zeros(len(noise), *self.event.shape, dtype=torch.uint8, device=self.device)
         canvas = Canvas(uniforms=noise.uniform("levels", self.event.shape), temperature=temperature[:, None], y=y, x=blank)
@@ -156,6 +157,7 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
             canvas.left.append(self.place.new_zeros(len(noise), features, 1, reach + width))
         return canvas
 
+    @torch.no_grad()
     def advance(self, state: Canvas, k: int) -> Canvas:
         canvas, width = state.copy(), self.event.shape[2]
         for _ in range(min(k, self.steps - state.step)):
@@ -169,6 +171,7 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
     def read(self, state: Canvas) -> Tensor:
         return state.x
 
+    @torch.no_grad()
     def next_logits(self, state: Canvas) -> Tensor:
         """(B, K) logits of the next pixel's first channel, from the kept activations."""
         row, column = divmod(state.step, self.event.shape[2])
