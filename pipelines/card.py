@@ -24,7 +24,7 @@ def text(recipe: Recipe, artifact: Artifact, scores: tuple[Score, ...]) -> str:
         sounds=artifact.event.modality == "audio",
         scores=scores,
         figure=figure,
-        lineage=list(flat(artifact.lineage)),
+        lineage=[(key, value) for key, value in flat(artifact.lineage) if not key.startswith("recipe.")],
     )
 
 

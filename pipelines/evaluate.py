@@ -200,7 +200,9 @@ def _publish(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, out: Output
     with tempfile.TemporaryDirectory() as temporary, local(checkpoint.uri) as trained:
         folder = Path(shutil.copytree(trained, Path(temporary) / "model"))
         digest = artifact.annotate(
-            folder, scores=[to_json(score) for score in measured.scores], lineage=_lineage(recipe, checkpoint, shards)
+            folder,
+            scores=[to_json(score) for score in measured.scores],
+            lineage={"evaluation": out.fingerprint, "trained": checkpoint.digest},
         )
         scores = replace(scores, digest=digest)
         for name in (kind, "samples.png"):
@@ -211,15 +213,6 @@ def _publish(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, out: Output
         write_bytes(join(out.uri, name), content)
     write_json(join(out.uri, MARKER), to_json(scores))
     return scores
-
-
-def _lineage(recipe: Recipe, checkpoint: Checkpoint, shards: Shards) -> dict[str, object]:
-    """Names without places: the model folder's digest is the same wherever the storage is."""
-    return {
-        "recipe": recipe.name,
-        "shards": shards.fingerprint,
-        "checkpoint": {"fingerprint": checkpoint.fingerprint, "digest": checkpoint.digest},
-    }
 
 
 def _pictures(measured: Measured, shards: Shards) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """The driver's log: copies what storage holds of a training (JSONL, scores, pictures) into MLflow, each step once however often it is called."""
 
-import json
 import logging
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipelines import journal
 from pipelines import recipe as recipes
 from pipelines.card import flat
 from pipelines.errors import Failed
@@ -67,7 +67,7 @@ def copy(recipe: Recipe, checkpoint: Checkpoint, scores: Scores, tune_uri: str |
         experiment = _experiment(client, recipe)
         run = _run(client, experiment, scores.fingerprint, recipe.name, {"genmodels.shards": scores.shards})
         _parameters(client, run, dict(flat(recipes.dump(recipe))))
-        _steps(client, run, _lines(checkpoint.log))
+        _steps(client, run, [line for line in journal.read(checkpoint.log) if line["event"] in ("step", "valid")])
         _metrics(client, run, {f"{score.split}/{score.model}/{score.name}": score.value for score in scores.scores}, checkpoint.steps)
         _artifacts(client, run, scores)
         for trial in _trials(tune_uri):
@@ -152,16 +152,10 @@ def _child(client: Any, experiment: str, parent: str, trial: Mapping[str, Any], 
     client.set_terminated(run, "FINISHED" if trial.get("state", "done") != "failed" else "FAILED")
 
 
-def _lines(uri: str) -> list[dict[str, Any]]:
-    """The log's records; a last line that was cut off by a kill is left for the next time."""
-    if not exists(uri):
-        return []
-    text = read_bytes(uri).decode()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
-
-
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The record's finite numbers by dotted key; step itself left out."""
+    """A line's finite numbers by dotted key: of a validation its metric's value, of any other line everything but the step."""
+    if line.get("event") == "valid":
+        line = {"valid": {line["metric"]: line["value"]}}
     values = {key: value for key, value in flat(line) if isinstance(value, int | float) and not isinstance(value, bool) and key != "step"}
     return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 

@@ -37,7 +37,7 @@ def recipe(root: Path, *changes: str, name: str = "small", family: str = "gated_
 def digits(root: Path, *, rows: Mapping[str, int] | None = None, seed: int = 0, labels: tuple[str, ...] = LABELS) -> Shards:
     """scikit-learn's digits, shuffled by a seed, as finished Shards."""
     rows = rows or {"train": 600, "valid": 100, "test": 150}
-    data = load_digits()
+    data: Any = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))
     event = Event(modality="image", shape=(1, 8, 8), levels=17, classes=10)
     folder = root / "shards" / f"digits-{seed}-{sum(rows.values())}"
@@ -73,6 +73,9 @@ def checkpoint(root: Path, shards: Shards, *, seed: int = 0, family: str = "gate
         model, folder / "model", family=family, prepare=shards.prepare, labels=shards.labels, lineage={"recipe": "small"}
     )
     log = folder / "log.jsonl"
-    lines = [{"step": step, "loss": 3.0 - step / 10, "steps_per_s": 100.0, "lr": 1e-3} for step in range(1, 5)]
+    lines: list[dict[str, Any]] = [
+        {"event": "step", "step": step, "loss": 3.0 - step / 10, "examples_per_s": 6400.0, "lr": 1e-3} for step in range(1, 5)
+    ]
+    lines.append({"event": "valid", "step": 4, "metric": "bits/dim", "value": 2.5, "best": True})
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Checkpoint(uri=str(folder / "model"), fingerprint=f"c{seed:011d}", digest=digest, steps=4, log=str(log))
