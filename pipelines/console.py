@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 _JSON: ContextVar[bool] = ContextVar("genmodels_json", default=False)
 _QUIET: ContextVar[bool] = ContextVar("genmodels_quiet", default=False)
@@ -58,32 +59,38 @@ def result(text: str) -> None:
 class Bar:
     """A stage's progress. total and done are in the stage's own unit (files, steps, trials, images)."""
 
-    def __init__(self, stage: str, progress: Progress, task: Any) -> None:
-        self.stage, self._progress, self._task = stage, progress, task
+    def __init__(self, stage: str, unit: str, progress: Progress, task: TaskID) -> None:
+        self.stage, self._unit, self._progress, self._task = stage, unit, progress, task
 
     def to(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
         """Moves the bar to `done`, with a short note behind it (loss 1.83, 12 bad)."""
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, completed=done, **({} if total is None else {"total": total}), **fields)
+        total = self._progress.tasks[self._task].total if total is None else total
+        count = f"{done:,.0f}" + ("" if total is None else f"/{total:,.0f}") + f" {self._unit}"
+        fields = {"count": count} if note is None else {"count": count, "note": note}
+        self._progress.update(self._task, completed=done, total=total, **fields)
+
+    def end(self) -> None:
+        """Whatever was left to do was not needed: the stage is done."""
+        done = self._progress.tasks[self._task].completed
+        self._progress.update(self._task, total=done or 1, completed=done or 1)
 
 
 @contextmanager
 def stage(name: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
     """A progress bar for one stage; on leaving it says how it ended and how long it took."""
+    whole, rest = Column(no_wrap=True, overflow="ignore"), Column(no_wrap=True, overflow="ellipsis", ratio=1)
     columns = (
-        TextColumn("[bold]{task.description:<9}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("[bold]{task.description:<9}", table_column=whole),
+        BarColumn(bar_width=20, table_column=Column(width=20)),
+        TextColumn("{task.fields[count]}", table_column=whole),
+        TimeElapsedColumn(table_column=Column(width=7)),
+        TextColumn("{task.fields[note]}", table_column=rest),
     )
     emit(event="stage", stage=name, status="started")
     with Progress(*columns, console=_stderr()) as progress:
-        task = progress.add_task(name, total=total, note="")
-        yield Bar(name, progress, task)
-        progress.update(task, completed=progress.tasks[0].total or progress.tasks[0].completed)
-        progress.update(task, total=progress.tasks[0].completed)
+        bar = Bar(name, unit, progress, progress.add_task(name, total=total, note="", count=""))
+        yield bar
+        bar.end()
     emit(event="stage", stage=name, status="done", seconds=round(progress.tasks[0].elapsed or 0, 2))
 
 
