@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 _JSON: ContextVar[bool] = ContextVar("genmodels_json", default=False)
 _QUIET: ContextVar[bool] = ContextVar("genmodels_quiet", default=False)
@@ -66,7 +66,7 @@ class Bar:
         """Moves the bar to `done`, with a short note behind it (loss 1.83, 12 bad)."""
         total = self._progress.tasks[self._task].total if total is None else total
         count = f"{done:,.0f}" + ("" if total is None else f"/{total:,.0f}") + f" {self._unit}"
-        fields = {"count": count} if note is None else {"count": count, "note": note}
+        fields: dict[str, Any] = {"count": count} if note is None else {"count": count, "note": note}
         self._progress.update(self._task, completed=done, total=total, **fields)
 
     def end(self) -> None:
@@ -75,17 +75,18 @@ class Bar:
         self._progress.update(self._task, total=done or 1, completed=done or 1)
 
 
+class _Tail(ProgressColumn):
+    """How much, how long, and the note; where the line is too narrow, the note is what is cut."""
+
+    def render(self, task: Task) -> Text:
+        minutes, seconds = divmod(int(task.elapsed or 0), 60)
+        return Text(f"{task.fields['count']}  {minutes}:{seconds:02}  {task.fields['note']}", no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def stage(name: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
     """A progress bar for one stage; on leaving it says how it ended and how long it took."""
-    whole, rest = Column(no_wrap=True, overflow="ignore"), Column(no_wrap=True, overflow="ellipsis", ratio=1)
-    columns = (
-        TextColumn("[bold]{task.description:<9}", table_column=whole),
-        BarColumn(bar_width=20, table_column=Column(width=20)),
-        TextColumn("{task.fields[count]}", table_column=whole),
-        TimeElapsedColumn(table_column=Column(width=7)),
-        TextColumn("{task.fields[note]}", table_column=rest),
-    )
+    columns = (TextColumn("[bold]{task.description:<9}"), BarColumn(bar_width=20), _Tail())
     emit(event="stage", stage=name, status="started")
     with Progress(*columns, console=_stderr()) as progress:
         bar = Bar(name, unit, progress, progress.add_task(name, total=total, note="", count=""))
