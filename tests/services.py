@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import s3fs
@@ -33,10 +34,10 @@ def wait_for(ready: Callable[[], bool], *, seconds: float, what: str) -> None:
 
 
 @contextmanager
-def process(command: Sequence[str], *, log: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: Sequence[str], *, log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A server in a process group of its own, ended with all its children."""
     with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options)  # type: ignore[call-overload]
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options)
     try:
         yield server
     finally:
@@ -68,8 +69,7 @@ def s3(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
     environment = {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     with process([str(MODULES / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], log=folder / "moto.log"):
         wait_for(lambda: answers(environment["AWS_ENDPOINT_URL"]), seconds=60, what="moto's S3")
-        keys = {"key": environment["AWS_ACCESS_KEY_ID"], "secret": environment["AWS_SECRET_ACCESS_KEY"]}
-        s3fs.S3FileSystem(**keys, endpoint_url=environment["AWS_ENDPOINT_URL"], use_listings_cache=False).mkdir(bucket)
+        s3fs.S3FileSystem(key="testing", secret="testing", endpoint_url=environment["AWS_ENDPOINT_URL"]).mkdir(bucket)
         yield environment
 
 
@@ -80,7 +80,7 @@ def postgres(folder: Path) -> Iterator[str]:
     initdb = str(binaries[-1] / "initdb") if binaries else shutil.which("initdb")
     if initdb is None:
         raise FileNotFoundError("PostgreSQL's server is not on this machine")
-    user = {"user": "postgres"} if os.geteuid() == 0 else {}  # PostgreSQL refuses to run as root
+    user: dict[str, Any] = {"user": "postgres"} if os.geteuid() == 0 else {}  # PostgreSQL refuses to run as root
     data, port = folder / "pg", free_port()
     data.mkdir()
     if user:
@@ -89,7 +89,7 @@ def postgres(folder: Path) -> Iterator[str]:
         for parent in folder.parents:
             if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
                 parent.chmod(parent.stat().st_mode | 0o011)
-    subprocess.run([initdb, "-D", str(data), "-U", "genmodels", "-A", "trust", "--no-sync"], check=True, capture_output=True, **user)  # type: ignore[call-overload]
+    subprocess.run([initdb, "-D", str(data), "-U", "genmodels", "-A", "trust", "--no-sync"], check=True, capture_output=True, **user)
     server = [str(Path(initdb).parent / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
     server += ["-c", f"unix_socket_directories={data}", "-c", "fsync=off"]
     with process(server, log=folder / "postgres.log", **user):
