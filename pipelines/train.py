@@ -62,13 +62,14 @@ def read(uri: str) -> Checkpoint:
 
 
 def code() -> str:
-    """The code that decides a training's bits: a hash of the sources of genmodels and of this stage."""
+    """The code that decides a training's bits: a hash of the sources of models, loop, noise and order."""
     import genmodels
 
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
-    files = [*models.rglob("*.py"), *(here / f"{name}.py" for name in ("learning", "shards", "train", "worker"))]
+    files = [models / f"{name}.py" for name in ("core", "descent", "noise", "train")]
+    files += [*models.glob("models/*.py"), *models.glob("nn/*.py"), here / "learning.py", here / "shards.py", here / "worker.py"]
     total = hashlib.blake2b(digest_size=6)
-    for file in sorted(files, key=lambda file: file.as_posix()):
+    for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())
     return total.hexdigest()
 
