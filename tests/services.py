@@ -34,7 +34,7 @@ def wait_for(ready: Callable[[], bool], *, seconds: float, what: str) -> None:
 
 
 @contextmanager
-def process(command: Sequence[str], *, log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: Sequence[str], *, log: Path, **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """A server in a process group of its own, ended with all its children."""
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options)
