@@ -1,5 +1,6 @@
 """One Ray for all stages: the cluster that RAY_ADDRESS names, or else a local one that ends with the command."""
 
+import logging
 import os
 import secrets
 import sys
@@ -31,10 +32,10 @@ def connect() -> Any:
         return ray
     try:
         if on_cluster():
-            ray.init(log_to_driver=False, logging_level="ERROR")
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             cpus = max(LOGICAL_CPUS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise Failed(f"Ray did not start ({os.environ.get('RAY_ADDRESS', 'local')}): {' '.join(str(error).split())[:300]}") from error
     return ray

@@ -33,7 +33,7 @@ def sample(
     max_samples: int = 4096,
 ) -> None:
     """Draws samples into one file, or for sounds one file each, with the receipt inside."""
-    request = SampleRequest(n=n, seed=seed, label=_label(label), temperature=temperature, index=first)
+    request = SampleRequest(n=n, seed=seed, label=_label(label), temperature=temperature, index=first, condition=None, stream=False)
 
     async def work(replica: Replica, description: Description) -> list[tuple[Path, bytes, Any]]:
         media_type, path = _format(description, n, out)
