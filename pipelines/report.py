@@ -1,0 +1,259 @@
+"""The report of a run: one HTML file that needs nothing else, no network and no script, with what was learnt, from what, and how well."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed
+from typing import Any
+
+import yaml
+
+from pipelines import card, chart, console, journal, trials
+from pipelines import recipe as recipes
+from pipelines.fingerprint import fingerprint
+from pipelines.log import numbers
+from pipelines.recipe import Recipe
+from pipelines.records import Checkpoint, Deployment, Scores, Shards, Version
+from pipelines.shards import manifest
+from pipelines.storage import exists, join, read_bytes, write_bytes
+
+SHEETS = 8
+"""Sheets drawn during training that are shown, evenly taken."""
+
+_TYPES = {"png": "image/png", "wav": "audio/wav"}
+Pairs = list[tuple[str, Any]]
+
+
+def write(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores, version: Version, deployment: Deployment) -> str:
+    """Writes the report of these records -> its URI."""
+    settings = recipes.dump(recipe)
+    name = fingerprint("report", settings, shards.fingerprint, scores.fingerprint, version.fingerprint, deployment.receipt)
+    uri = join(recipe.root, "reports", f"{recipe.name}-{name}", "report.html")
+    with console.stage("report", total=1) as bar:
+        write_bytes(uri, html(recipe, shards, checkpoint, scores, version, deployment).encode())
+        bar.to(1)
+    return uri
+
+
+def html(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores, version: Version, deployment: Deployment) -> str:
+    """The page. Whatever comes from a recipe, a label or a file is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(loader=FileSystemLoader(card.TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    lines, sounds = journal.read(checkpoint.log), shards.event.modality == "audio"
+    about = manifest(shards)
+    return environment.get_template("report.html").render(
+        name=recipe.registered_name,
+        about=" ".join(recipe.about.split()),
+        family=recipe.model.family,
+        event=shards.event,
+        rows=shards.rows,
+        steps=checkpoint.steps,
+        version=version.version,
+        champion=version.champion,
+        head=headline(recipe.model.family, scores),
+        sounds=embedded(scores.samples) if sounds else None,
+        samples=embedded(join(scores.uri, "samples.png")),
+        samples_caption=_samples_caption(recipe, shards),
+        sheets=sheets(lines),
+        curves=curves(lines),
+        training=_training(recipe, checkpoint, lines),
+        trials=trials.table(recipe, shards),
+        scores=scores.scores,
+        digits=card.digits,
+        memory=memorisation(recipe.model.family, scores),
+        neighbours=embedded(join(scores.uri, "neighbours.png")),
+        data=data_card(shards, about),
+        label_chart=_labels_chart(shards, about),
+        level_chart=chart.histogram(about.get("splits", {}).get("train", {}).get("levels", []), x="level"),
+        commands=_commands(version, shards),
+        answer=_answer(deployment),
+        lineage=_lineage(recipe, shards, checkpoint, scores, version),
+        recipe=yaml.safe_dump(recipes.dump(recipe), sort_keys=False, allow_unicode=True),
+    )
+
+
+def embedded(uri: str) -> str | None:
+    """A file as a data: URI; None where there is none."""
+    if not exists(uri):
+        return None
+    return f"data:{_TYPES[uri.rpartition('.')[2]]};base64,{base64.b64encode(read_bytes(uri)).decode()}"
+
+
+def headline(family: str, scores: Scores) -> dict[str, Any] | None:
+    """The model's first score on test beside the same score of the others, and the paired difference in words."""
+    own = scores.score("test")
+    if own is None:
+        return None
+    group = [own, *(score for score in scores.scores if score.split == "test" and _comparable(own, score))]
+    pair = next((score for score in scores.scores if score.name == "paired difference" and score.split == "test"), None)
+    return {
+        "value": card.digits(own.value),
+        "unit": own.unit,
+        "error": card.digits(own.stderr) if own.stderr is not None else None,
+        "name": own.name,
+        "n": own.n,
+        "split": own.split,
+        "protocol": own.protocol,
+        "pair": _pair(family, pair),
+        "chart": chart.bars([(score.model, score.value, score.stderr) for score in group]),
+        "caption": f"{own.name} on the same examples; lower is better. The lines are two standard errors to each side.",
+    }
+
+
+def _comparable(own: Any, other: Any) -> bool:
+    """Another model's score of the same kind; a Frechet distance in the same space alone."""
+    same = other.name.removesuffix(" bound") == own.name.removesuffix(" bound") and other.model != own.model
+    return same and (own.name != "Frechet distance" or other.protocol == own.protocol)
+
+
+def _pair(family: str, pair: Any) -> str | None:
+    if pair is None:
+        return None
+    way = "below" if pair.value < 0 else "above"
+    error = f" ± {card.digits(pair.stderr)}" if pair.stderr is not None else ""
+    baseline = pair.protocol.partition(" minus ")[2].partition("'s ")[0]
+    amount = f"{card.digits(abs(pair.value))}{error} {pair.unit} {way} {baseline}"
+    return f"{family} is {amount}, as the paired difference on the same {pair.n:,} examples."
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Losses, validation, learning rate and throughput by step, each chart with the series it has."""
+    steps = [line for line in lines if line["event"] == "step"]
+    valid = [line for line in lines if line["event"] == "valid"]
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in steps:
+        for key, value in numbers(line).items():
+            series.setdefault(key, []).append((line["step"], value))
+    for line in valid:
+        for value in numbers(line).values():
+            series.setdefault(f"valid {line['metric']}", []).append((line["step"], value))
+    groups = {
+        "Loss": [key for key in series if key == "loss" or key.endswith(".loss")],
+        "Likelihood": [key for key in series if "bits" in key or "nats" in key],
+        "Validation": [key for key in series if key.startswith("valid ") and "bits" not in key],
+        "Examples a second": [key for key in series if key == "examples_per_s"],
+        "Gradient norm": [key for key in series if key.endswith("gradient_norm")],
+        "Learning rate": [key for key in series if key == "lr" or key.endswith(".lr")],
+    }
+    found = {title: {key: series[key] for key in keys} for title, keys in groups.items() if keys}
+    return [{"title": title, "chart": chart.line(each, x="step", y=title.lower())} for title, each in found.items()]
+
+
+def sheets(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Some of the sheets drawn while it learnt, the last one among them."""
+    drawn = [(int(line["step"]), line["uri"]) for line in lines if line["event"] == "sheet"]
+    stride = -(-len(drawn) // SHEETS) or 1
+    taken = drawn[::-1][::stride][::-1]
+    return [(step, image) for step, uri in taken if (image := embedded(uri))]
+
+
+def memorisation(family: str, scores: Scores) -> str:
+    """What the distances to the nearest training examples say, in words."""
+    near = {score.model: score for score in scores.scores if score.name == "nearest training example"}
+    copies = next((score for score in scores.scores if score.name.startswith("copies")), None)
+    if family not in near:
+        return ""
+    own, others = near[family], near.get("test examples")
+    text = f"The median sample lies {card.digits(own.value)} from its nearest training example (root mean square over values, levels in [0, 1])"
+    text += f"; the median test example lies {card.digits(others.value)}." if others else "."
+    if copies:
+        text += f" {round(copies.value * copies.n)} of {copies.n} samples equal a training example in every value."
+    return text
+
+
+def data_card(shards: Shards, about: Mapping[str, Any]) -> Pairs:
+    """What the shards are made of."""
+    rows = ", ".join(f"{count:,} {split}" for split, count in shards.rows.items())
+    size = sum(file.get("bytes", 0) for file in about.get("files", []))
+    pairs: Pairs = [
+        ("examples", rows),
+        ("event", str(shards.event)),
+        ("split by", about.get("split_by", "")),
+        ("size", f"{size / 1e6:,.2f} MB"),
+    ]
+    if shards.labels:
+        pairs.append(
+            ("labels", ", ".join(shards.labels[:40]) + (f" and {len(shards.labels) - 40} more" if len(shards.labels) > 40 else ""))
+        )
+    for key, title in (
+        ("inputs", "inputs read"),
+        ("quarantined", "in quarantine"),
+        ("duplicates", "duplicates left out"),
+        ("conflicting_labels", "conflicting labels"),
+    ):
+        if key in about:
+            pairs.append((title, f"{about[key]:,}"))
+    leakage = about.get("leakage") or {}
+    pairs.append(("across splits", ", ".join(f"{key}: {value}" for key, value in leakage.items()) or "no duplicates"))
+    return [(key, value) for key, value in pairs if value != ""]
+
+
+def _labels_chart(shards: Shards, about: Mapping[str, Any]) -> Any:
+    counts = about.get("splits", {}).get("train", {}).get("labels", {})
+    names = [name for name in shards.labels if name in counts]
+    return chart.histogram([counts[name] for name in names], names=names, x="label")
+
+
+def _samples_caption(recipe: Recipe, shards: Shards) -> str:
+    kind = "a row for each label" if shards.event.classes else "drawn one after the other, none left out"
+    return f"Not chosen: samples 0, 1, 2, … of seed {recipe.evaluate.seed}, {kind}."
+
+
+def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[str, Any]]) -> str:
+    """In words: steps, batch, workers, resumes, which weights were kept."""
+    started = [line for line in lines if line["event"] == "started"]
+    text = f"{checkpoint.steps:,} steps of {recipe.train.batch_size} examples"
+    if started and "workers" in started[-1]:
+        workers = started[-1]["workers"]
+        text += f" on {workers} worker{'s' if workers != 1 else ''}"
+    if len(started) > 1:
+        text += f", resumed {len(started) - 1} times"
+    waits = [line["loader_wait"] for line in lines if "loader_wait" in line]
+    if waits:
+        text += f"; the loader's wait was {100 * sum(waits) / len(waits):.1f}% of the time"
+    if checkpoint.best:
+        text += f"; kept: the weights of step {checkpoint.best['step']:,}, with the best {checkpoint.best['name']} on valid"
+    return text + "."
+
+
+def _commands(version: Version, shards: Shards) -> list[str]:
+    ending = "wav" if shards.event.modality == "audio" else "png"
+    label = f' "label": "{shards.labels[-1]}",' if shards.labels else ""
+    return [
+        f"genmodels serve {version.uri}",
+        f"genmodels sample {version.uri} -n 16 --seed 0 -o samples.{ending}",
+        "",
+        "# once it is served:",
+        f"curl -s localhost:8000/v1/models/{version.name}/samples -H 'content-type: application/json' \\",
+        f"  -H 'accept: {_TYPES[ending]}' -d '{{\"n\": 1,{label} \"seed\": 7}}' -o sample.{ending}",
+        "",
+        "# in Python:",
+        f'model = genmodels.load("{version.artifact}")' if "://" not in version.artifact else "model = genmodels.load(folder)",
+    ]
+
+
+def _answer(deployment: Deployment) -> dict[str, Any] | None:
+    content = embedded(deployment.answer) if deployment.answer.rpartition(".")[2] in _TYPES else None
+    kind = deployment.answer.rpartition(".")[2]
+    receipt = [(key, value) for key, value in deployment.receipt.items() if value is not None]
+    return {"image": content if kind == "png" else None, "sound": content if kind == "wav" else None, "receipt": receipt}
+
+
+def _lineage(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores, version: Version) -> Pairs:
+    """What the model was made from, so that it can be made again."""
+    from genmodels import artifact
+    from pipelines.storage import local
+
+    with local(scores.artifact) as folder:
+        known = [(key, value) for key, value in card.flat(artifact.read(folder).lineage) if not key.startswith("recipe.")]
+    return [
+        ("registered", f"models:/{version.name}/{version.version}"),
+        ("gate", version.reason),
+        ("artifact", scores.artifact),
+        ("digest", scores.digest),
+        ("shards", shards.uri),
+        ("training", f"{checkpoint.fingerprint} ({checkpoint.uri})"),
+        ("scores", scores.uri),
+        ("genmodels", installed("genmodels")),
+        *known,
+    ]
