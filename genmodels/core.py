@@ -226,6 +226,15 @@ class GenerativeModel(nn.Module, ABC):
         return y
 
     @final
+    def condition(self, y: Tensor | None, n: int) -> Tensor | None:
+        """Checked labels where the event has classes, None where it has none. Raises ValueError for one too few or one too many."""
+        if (y is None) != (self.event.classes == 0):
+            raise ValueError(
+                "this model is conditioned on labels; give y" if y is None else "a label was given to an unlabelled model; leave it out"
+            )
+        return None if y is None else self.labels(y, n)
+
+    @final
     def examples(self, x: Tensor) -> Tensor:
         """Checked examples on the model's device. Raises ValueError for a wrong shape, or a value that is no level of the event."""
         if x.ndim != 1 + len(self.event.shape) or tuple(x.shape[1:]) != self.event.shape:

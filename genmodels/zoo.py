@@ -4,12 +4,16 @@ from typing import Any
 
 from genmodels import noise
 from genmodels.core import Event, GenerativeModel
+from genmodels.models.gan import GAN
 from genmodels.models.pixelcnn import GatedPixelCNN
+from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "gated_pixelcnn": GatedPixelCNN,
     "wavenet": WaveNet,
+    "vae": VAE,
+    "gan": GAN,
 }
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 class ClassBias(nn.Module):
     """A learnt vector a label, added wherever a network wants to know the class; zeros for a row, or a model, without one."""
 
-    def __init__(self, classes: int, features: int) -> None:
+    def __init__(self, classes: int, features: int, *, scale: float = 0.02) -> None:
         super().__init__()
-        self.weight = nn.Parameter(0.02 * torch.randn(classes, features))
+        self.weight = nn.Parameter(scale * torch.randn(classes, features))
 
     def forward(self, y: Tensor | None, rows: int) -> Tensor:
         """y (B,) int64, -1 unlabelled, or None -> (B, features)."""

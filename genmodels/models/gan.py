@@ -1,0 +1,162 @@
+"""The generative adversarial network: a generator that only has to fool a critic which is trained beside it.
+
+Generative Adversarial Nets (Goodfellow et al., 2014), arXiv:1406.2661, with the non-saturating generator loss; or Improved Training of
+Wasserstein GANs (Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, 2017), arXiv:1704.00028. Labels are concatenated (Conditional Generative
+Adversarial Nets, Mirza and Osindero, 2014, arXiv:1411.1784).
+
+We differ from the papers in three ways. The generator has group norm and the critic no norm, for a picture's output must not depend on its
+neighbours. Beside the non-saturating loss stands R1, the zero-centred penalty at the data (Mescheder et al., 2018, arXiv:1801.04406), without which
+small sets diverge. And both real and generated pictures get uniform noise of one level's width before the critic sees them, since it could tell
+levels from reals by that alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.core import Batch, Decodes, Event, Metrics, Objective, Optimizer, Trained
+from genmodels.nn.conditioning import ClassBias
+from genmodels.nn.residual import Up, sizes
+from genmodels.nn.scaling import rounded, scaled
+from genmodels.noise import Noise
+
+Loss = Literal["non-saturating", "wgan-gp"]
+
+
+class Generator(nn.Module):
+    """z (B, latent), y -> (B, C, H, W) in [-1, 1]."""
+
+    def __init__(self, event: Event, config: "GAN.Config") -> None:
+        super().__init__()
+        channels, height, width = event.shape
+        self.label = ClassBias(event.classes, config.embedding, scale=1.0)
+        self.up = Up(config.latent + config.embedding, (height, width), config.hidden, config.blocks, channels, classes=0)
+
+    def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
+        return torch.tanh(self.up(torch.cat([z, self.label(y, len(z))], dim=1), None))
+
+
+class Critic(nn.Module):
+    """x (B, C, H, W) in [-1, 1], y -> (B,): the logit of being real, or the Wasserstein critic's value. No norm of any kind."""
+
+    def __init__(self, event: Event, config: "GAN.Config") -> None:
+        super().__init__()
+        channels, height, width = event.shape
+        steps, hidden = sizes(height, width), config.hidden
+        self.label = ClassBias(event.classes, config.embedding, scale=1.0)
+        self.enter = nn.Conv2d(channels + config.embedding, hidden, 3, padding=1)
+        self.halve = nn.ModuleList(
+            nn.Conv2d(hidden * min(4, 2**i), hidden * min(4, 2 ** (i + 1)), 3, stride=2, padding=1) for i in range(len(steps) - 1)
+        )
+        last = hidden * min(4, 2 ** (len(steps) - 1))
+        self.mix = nn.Conv2d(last, last, 3, padding=1)
+        self.leave = nn.Linear(last * steps[-1][0] * steps[-1][1], 1)
+
+    def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
+        label = self.label(y, len(x))[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        h = F.leaky_relu(self.enter(torch.cat([x, label], dim=1)), 0.2)
+        for halve in self.halve:
+            h = F.leaky_relu(halve(h), 0.2)
+        return self.leave(F.leaky_relu(self.mix(h), 0.2).flatten(1))[:, 0]
+
+
+class GAN(Trained, Decodes):
+    modalities = frozenset({"image"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """critic_steps: the critic's for one of the generator's; penalty: the gradient penalty's weight (wgan-gp), or R1's gamma."""
+
+        loss: Loss = "non-saturating"
+        latent: int = 64
+        embedding: int = 16
+        hidden: int = 32
+        blocks: int = 1
+        critic_steps: int = 1
+        penalty: float = 1.0
+
+        def __post_init__(self) -> None:
+            if self.loss not in ("non-saturating", "wgan-gp"):
+                raise ValueError(f"loss {self.loss!r}; wanted non-saturating or wgan-gp")
+            if min(self.latent, self.embedding, self.hidden, self.critic_steps) < 1 or self.blocks < 0 or self.penalty < 0:
+                raise ValueError(f"{self}; wanted sizes and steps of at least 1 and a penalty of at least 0")
+
+    config: Config
+
+    def __init__(self, event: Event, config: Config) -> None:
+        super().__init__(event, config)
+        if event.levels == 0:
+            raise ValueError(f"GAN models levels; got {event}")
+        self.latent = Event(modality="table", shape=(config.latent,), levels=0, classes=event.classes)
+        self.generator, self.critic = Generator(event, config), Critic(event, config)
+
+    def objectives(self) -> list[Objective]:
+        critic = "critic" if self.config.loss == "wgan-gp" else "discriminator"
+        optimizer = Optimizer(lr=5e-4, betas=(0.5, 0.9) if critic == "critic" else (0.5, 0.99), clip=0.0)
+        players = (self.critic, self.critic_loss, critic, 1), (self.generator, self.generator_loss, "generator", self.config.critic_steps)
+        return [
+            Objective(name=name, loss=loss, parameters=list(player.parameters()), every=every, optimizer=optimizer)
+            for player, loss, name, every in players
+        ]
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """The critic's mean loss over the rows, its penalty included; no gradient reaches the generator."""
+        real = self._blurred(scaled(batch.x, self.event.levels), noise, "critic.real")
+        with torch.no_grad():
+            fake = self._fakes(batch, noise, "critic")
+        at_real, at_fake = self.critic(real, batch.y), self.critic(fake, batch.y)
+        if self.config.loss == "wgan-gp":
+            share = noise.uniform("critic.share")[:, None, None, None]
+            between = share * real + (1 - share) * fake
+            penalty = self.config.penalty * unit_norm_penalty(self.critic, between, batch.y)
+            loss = at_fake - at_real + penalty  # Gulrajani et al., eq. 3
+        else:
+            penalty = self.config.penalty / 2 * squared_gradients(self.critic, real, batch.y)  # Mescheder et al., eq. 9
+            loss = discriminator_loss(at_real, at_fake) + penalty
+        apart = (at_real - at_fake).detach().mean()
+        return loss.mean(), {"real_minus_fake": apart, "penalty": penalty.detach().mean()}
+
+    def generator_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        at_fake = self.critic(self._fakes(batch, noise, "generator"), batch.y)
+        loss = -at_fake.mean() if self.config.loss == "wgan-gp" else F.softplus(-at_fake).mean()
+        return loss, {}
+
+    def draw(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Tensor:
+        return rounded(self.generator(noise.normal("z", (self.config.latent,)), y), self.event.levels)
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """z (B, latent) -> (B, C, H, W) uint8: what the generator makes of it."""
+        if z.ndim != 2 or z.shape[1] != self.config.latent:
+            raise ValueError(f"codes of shape {tuple(z.shape)}; wanted (n, {self.config.latent})")
+        y = self.condition(y, len(z))
+        with torch.no_grad():
+            return rounded(self.generator(z.to(self.device), y), self.event.levels)
+
+    def _fakes(self, batch: Batch, noise: Noise, player: str) -> Tensor:
+        z = noise.normal(f"{player}.z", (self.config.latent,))
+        return self._blurred(self.generator(z, batch.y), noise, f"{player}.fake")
+
+    def _blurred(self, x: Tensor, noise: Noise, tag: str) -> Tensor:
+        """x in [-1, 1] with uniform noise of one level's width, so that a picture of levels and one of reals look alike."""
+        return x + (2 * noise.uniform(tag, self.event.shape) - 1) / (self.event.levels - 1)
+
+
+def discriminator_loss(at_real: Tensor, at_fake: Tensor) -> Tensor:
+    """(B,) logits each -> (B,) nats: -log D(x) - log(1 - D(G(z))) (Goodfellow et al., eq. 1)."""
+    return F.softplus(-at_real) + F.softplus(at_fake)
+
+
+def squared_gradients(critic: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
+    """(B,) squared norm, over all dimensions of a row, of the critic's gradient at x; in float32 whatever the precision of the rest."""
+    with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
+        x = x.detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x, y).sum(), x, create_graph=True)
+    return gradient.square().flatten(1).sum(1)
+
+
+def unit_norm_penalty(critic: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
+    """(B,): how far the gradient's norm at x is from one, squared."""
+    return ((squared_gradients(critic, x, y) + 1e-12).sqrt() - 1).square()
