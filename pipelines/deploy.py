@@ -119,11 +119,11 @@ def _located(model: str, storage: str) -> "Target":
 @contextmanager
 def _serving(settings: Serve, *, other_port: bool) -> Iterator[tuple[str, Put]]:
     """Ray Serve's proxy -> its URL and how to put models behind it. On a local Ray it ends with the block."""
+    port = settings.port if cluster.on_cluster() else _port(settings.host, settings.port, other=other_port)
     ray = cluster.connect()
     from serve import cluster as endpoint
     from serve.schema import Settings
 
-    port = settings.port if cluster.on_cluster() else _port(settings.host, settings.port, other=other_port)
     chosen = Settings.of({**settings.model_dump(), "port": port})
     host = ray.util.get_node_ip_address() if settings.host in ("0.0.0.0", "::") and cluster.on_cluster() else settings.host
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"

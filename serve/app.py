@@ -112,7 +112,7 @@ async def samples(m: str, request: Request, directory: Models, limits: Limits) -
     drawn = await _in_time(handle.sample(asked), limits)
     slip = _receipt(drawn, asked)
     content = await asyncio.to_thread(media_types.encode, media_type, drawn, slip)
-    return Response(content, media_type=media_type, headers={RECEIPT_HEADER: slip.model_dump_json(exclude_none=True), "Vary": "Accept"})
+    return Response(content, media_type=media_type, headers={RECEIPT_HEADER: slip.model_dump_json(), "Vary": "Accept"})
 
 
 async def scores(m: str, request: Request, directory: Models, limits: Limits) -> ScoreAnswer:

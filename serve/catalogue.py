@@ -1,5 +1,6 @@
 """Where a model is: a folder, a URL, or the registry's models:/name@alias or models:/name/version; and how its files come here, verified."""
 
+import difflib
 import hashlib
 import os
 import re
@@ -164,8 +165,10 @@ def _no_folder(model: str, folder: Path) -> str:
     if folder.is_dir():
         return f"{model} is no model: it has no model.json; wanted an artifact folder, a URL or models:/name@alias"
     beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-    hint = f" (in the registry: models:/{model}@champion)" if re.fullmatch(r"[\w.-]+", model) else ""
-    return (unknown("folder", model, beside) if beside else f"no folder {model}; wanted an artifact folder") + hint
+    near = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.5)
+    hint = f"did you mean {str(folder.parent / near[0])!r}?" if near else "wanted an artifact folder, a URL or models:/name@alias"
+    registered = f" (of the registry: models:/{model}@champion)" if re.fullmatch(r"[\w.-]+", model) else ""
+    return f"no folder {model}; {hint}{registered}"
 
 
 def _cache() -> Path:

@@ -6,21 +6,23 @@ noticing. Ray is started by whoever calls; nothing here talks to the registry.
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import ray
 from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.app import build
 from serve.directory import Directory
-from serve.replica import Replica
 from serve.schema import Description, Draw, Drawn, Problem, Settings, Target, Weigh, Weighed
 
 DOOR = "genmodels"
@@ -66,23 +68,23 @@ class Replicas:
 
 @serve.ingress()
 class Ingress:
-    """Checks requests, asks the replicas, and writes the answers. user_config: {"models": names of the models' applications}."""
+    """Checks requests, asks the replicas, and writes the answers. user_config: {"models": names of their applications, "settings": ...}."""
 
-    def __init__(self, settings: Mapping[str, Any], token: str | None) -> None:
-        self._settings, self._token = Settings.of(settings), token
-        self._directory = Directory()
+    def __init__(self, token: str | None) -> None:
+        self._app = build(Directory(), Settings(), token=token)
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
-        self._directory.put(
-            {name.removeprefix(PREFIX): Replicas(serve.get_deployment_handle("Replica", name)) for name in config["models"]}
-        )
+        self._app.state.settings = Settings.of(config["settings"])
+        handles = {name.removeprefix(PREFIX): Replicas(serve.get_deployment_handle("Replica", name)) for name in config["models"]}
+        self._app.state.directory.put(handles)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return build(self._directory, self._settings, token=self._token)
+        return self._app
 
 
 def start(settings: Settings) -> None:
     """Ray Serve's HTTP proxy; does nothing where one is up already."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": settings.timeout_s + 10})
 
 
@@ -122,6 +124,11 @@ def _reason(application: Any) -> str:
 
 def stop() -> None:
     """Ends Ray Serve and all that it serves."""
+    for name in serve.status().applications:
+        serve.delete(name, _blocking=False)
+    with suppress(ValueError, RayActorError):  # Serve's own call is retried for ever and says so on stdout when the controller is gone
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=30)
     serve.shutdown()
 
 
@@ -153,12 +160,14 @@ def _ingress(settings: Settings, models: Sequence[str]) -> serve.Application:
         "health_check_period_s": 10,
         "health_check_timeout_s": 30,
         "ray_actor_options": {"num_cpus": min(0.1, settings.cpus_per_replica)},
-        "user_config": {"models": list(models)},
+        "user_config": {"models": list(models), "settings": asdict(settings)},
     }
-    return serve.deployment(Ingress, name="Ingress", **options).bind(asdict(settings), token_hash())
+    return serve.deployment(Ingress, name="Ingress", **options).bind(token_hash())
 
 
 def _replicas(target: Target, settings: Settings) -> serve.Application:
+    from serve.replica import Replica  # torch: the ingress does without
+
     actor: dict[str, Any] = {
         "num_cpus": settings.cpus_per_replica,
         "num_gpus": settings.gpus_per_replica,

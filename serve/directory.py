@@ -27,6 +27,7 @@ class Directory:
     def __init__(self, handles: Mapping[str, Handle] | None = None) -> None:
         self._handles: dict[str, Handle] = dict(handles or {})
         self._known: dict[str, tuple[float, Description]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
 
     def put(self, handles: Mapping[str, Handle]) -> None:
         """These models from now on, in this order."""
@@ -57,28 +58,35 @@ class Directory:
         raise Problem(404, "unknown-alias", f"{name}: {unknown('alias', alias or '', aliases)}")
 
     async def _describe(self, slot: str) -> Description:
-        seen, now = self._known.get(slot), time.monotonic()
-        if seen is not None and now - seen[0] < FRESH:
-            return seen[1]
-        try:
-            async with asyncio.timeout(5):
-                description = await self._handles[slot].describe()
-        except (Problem, TimeoutError) as error:
-            if seen is not None:  # busy or starting again: what it said a moment ago still holds
+        """What a model said of itself at most a second ago; many who ask at once ask it once."""
+        async with self._asking.setdefault(slot, asyncio.Lock()):
+            seen, now = self._known.get(slot), time.monotonic()
+            if seen is not None and now - seen[0] < FRESH:
                 return seen[1]
-            raise Problem(503, "not-ready", f"model {slot} does not answer yet; ask again", {"Retry-After": "1"}) from error
-        self._known[slot] = now, description
-        return description
+            try:
+                async with asyncio.timeout(5):
+                    description = await self._handles[slot].describe()
+            except (Problem, TimeoutError) as error:
+                if seen is not None:  # busy or starting again: what it said a moment ago still holds
+                    return seen[1]
+                if isinstance(error, Problem) and error.status == 429:
+                    raise
+                raise Problem(503, "not-ready", f"model {slot} does not answer yet; ask again", {"Retry-After": "1"}) from error
+            self._known[slot] = time.monotonic(), description
+            return description
 
     async def ready(self) -> list[str]:
-        """Names of the models, each of which has just answered. Raises Problem 503 when one does not."""
-        answers = []
+        """The models, each of which has just answered, if only that it is busy. Raises Problem 503 when one does not."""
         for slot, handle in list(self._handles.items()):
             try:
                 async with asyncio.timeout(5):
-                    answers.append((await handle.describe()).model)
+                    await handle.describe()
             except (Problem, TimeoutError) as error:
-                raise Problem(503, "not-ready", f"model {slot} does not answer: {error}", {"Retry-After": "1"}) from error
-        if not answers:
+                if isinstance(error, Problem) and error.status == 429:
+                    continue
+                raise Problem(
+                    503, "not-ready", f"model {slot} does not answer yet: {error or 'no answer in 5 s'}", {"Retry-After": "1"}
+                ) from error
+        if not self._handles:
             raise Problem(503, "not-ready", "no model is served here yet", {"Retry-After": "1"})
-        return answers
+        return list(self._handles)

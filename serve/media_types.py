@@ -80,7 +80,7 @@ def encode(media_type: str, drawn: Drawn, slip: Receipt) -> bytes:
         return buffer.getvalue()
     if media_type == JSON:
         return _answer(drawn, slip).model_dump_json().encode()
-    text = slip.model_dump_json(exclude_none=True)
+    text = slip.model_dump_json()
     return _file(drawn.levels[0], drawn.description, text) if len(drawn.levels) == 1 else _sheet(drawn, text)
 
 

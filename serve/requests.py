@@ -62,10 +62,8 @@ def check_draw(asked: Draw, model: Description) -> None:
         )
     wanted = model.event.get("condition")
     if (asked.c is not None) != (wanted is not None):
-        got = "a condition was given" if asked.c is not None else "condition is missing"
-        raise Problem(
-            422, "condition", f"{got}; the condition of {model.model} is {json.dumps(wanted) if wanted else 'nothing: leave it out'}"
-        )
+        given = f"a condition was given; {model.model} takes none: leave it out"
+        raise Problem(422, "condition", given if wanted is None else f"no condition was given; wanted {json.dumps(wanted)}")
     if asked.c is not None and wanted is not None and asked.c.shape != tuple(wanted["shape"]):
         raise Problem(422, "condition", f"condition of shape {asked.c.shape}; wanted {tuple(wanted['shape'])}")
 
@@ -84,6 +82,7 @@ def weigh_examples(
 ) -> Weigh:
     """Examples as an array, (n, *shape) or one of (*shape), checked against the model."""
     x = x[None] if x.shape == model.shape else x
+    _check_shape(x, model)
     asked = Weigh(x=_levels(x, model), y=class_numbers(label, len(x), model), lengths=lengths, **rest)
     check_weigh(asked, model)
     return asked
@@ -94,13 +93,15 @@ def check_weigh(asked: Weigh, model: Description) -> None:
     if not {"density", "bounded"} & set(model.capabilities):
         can = ", ".join(model.capabilities) or "sampling alone"
         raise Problem(422, "no-likelihood", f"{model.model} ({model.family}) has no likelihood and no bound to score by; it can: {can}")
-    if not 1 <= len(asked.x) <= model.max_samples:
-        raise Problem(422, "too-many-examples", f"{len(asked.x)} examples; this server scores 1 to {model.max_samples} a request")
-    if asked.x.shape[1:] != model.shape:
-        raise Problem(422, "wrong-shape", f"examples of shape {asked.x.shape}; wanted (n, {', '.join(map(str, model.shape))})")
-    levels = model.event["levels"]
-    if levels and int(asked.x.max()) >= levels:
-        raise Problem(422, "wrong-levels", f"level {int(asked.x.max())}; wanted 0 to {levels - 1}")
+    _check_shape(asked.x, model)
+    _levels(asked.x, model)
+
+
+def _check_shape(x: NDArray[Any], model: Description) -> None:
+    if x.shape[1:] != model.shape:
+        raise Problem(422, "wrong-shape", f"examples of shape {x.shape}; wanted (n, {', '.join(map(str, model.shape))})")
+    if not 1 <= len(x) <= model.max_samples:
+        raise Problem(422, "too-many-examples", f"{len(x)} examples; this server scores 1 to {model.max_samples} a request")
 
 
 def beside(query: Mapping[str, str]) -> dict[str, Any]:
@@ -115,10 +116,12 @@ def beside(query: Mapping[str, str]) -> dict[str, Any]:
 
 def array(body: bytes) -> NDArray[Any]:
     """The array of a .npy file; nothing pickled is ever read."""
+    if not body.startswith(b"\x93NUMPY"):
+        raise Problem(422, "not-npy", "the body is no .npy array: it does not begin as one; numpy.save writes them")
     try:
         return np.load(BytesIO(body), allow_pickle=False)
     except Exception as error:  # numpy raises whatever its parser meets
-        raise Problem(422, "not-npy", f"the body is no .npy array: {' '.join(str(error).split())[:120]}") from None
+        raise Problem(422, "not-npy", f"the .npy array cannot be read: {' '.join(str(error).split())[:120]}") from None
 
 
 def class_numbers(label: Label | Sequence[Label] | None, n: int, model: Description) -> tuple[int, ...] | None:
@@ -188,10 +191,12 @@ def _numbers(values: list[Any], what: str) -> NDArray[Any]:
 def _levels(x: NDArray[Any], model: Description) -> NDArray[Any]:
     """The array in the dtype of the event's levels, if it loses nothing by that."""
     if not model.event["levels"]:
+        if not np.isfinite(x).all():
+            raise Problem(422, "wrong-levels", "examples with NaN or infinity; wanted finite numbers")
         return x.astype(np.float32)
     if x.dtype.kind not in "iu":
         raise Problem(422, "wrong-levels", f"examples of dtype {x.dtype}; wanted whole levels 0 to {model.event['levels'] - 1}")
-    if x.size and (int(x.min()) < 0 or int(x.max()) >= model.event["levels"]):
+    if int(x.min()) < 0 or int(x.max()) >= model.event["levels"]:
         raise Problem(422, "wrong-levels", f"levels from {int(x.min())} to {int(x.max())}; wanted 0 to {model.event['levels'] - 1}")
     return x.astype(np.uint8)
 

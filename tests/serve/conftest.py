@@ -1,12 +1,15 @@
 """A served model without Ray: a real artifact on disk, a real replica in this process, and the endpoint's own ASGI application over it."""
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 import torch
-from fastapi.testclient import TestClient
 
 from genmodels import Event, artifact, build
 from serve import app, catalogue
@@ -14,6 +17,7 @@ from serve.directory import Directory
 from serve.replica import Replica
 from serve.schema import Settings
 
+T = TypeVar("T")
 DIGITS = Event(modality="image", shape=(1, 4, 4), levels=5, classes=3)
 PREPARE = {"modality": "image", "height": 4, "width": 4, "channels": 1, "levels": 5, "fit": "crop"}
 LABELS = ("zero", "one", "two")
@@ -37,27 +41,51 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Local:
-    """A replica behind an ASGI application, in the event loop of a test client."""
+    """Replicas behind the ASGI application, in an event loop of their own."""
 
-    def __init__(self, folder: Path, settings: Settings, *, token: str | None = None, name: str = "digits") -> None:
-        self.replica = Replica(vars(settings))
-        located = catalogue.resolve(str(folder))
-        self.target = {**vars(located), "name": name, "version": "3", "aliases": ["champion"]}
-        self.app = app.build(Directory({name: self.replica}), settings, token=token)
+    def __init__(self, folders: dict[str, Path], settings: Settings, *, token: str | None = None) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.replicas = {name: Replica(vars(settings)) for name in folders}
+        for name, folder in folders.items():
+            self.run(self.replicas[name].reconfigure(target(folder, name)))
+        self.app = app.build(Directory(self.replicas), settings, token=token)
 
-    def __enter__(self) -> TestClient:
-        self.client = TestClient(self.app, raise_server_exceptions=False).__enter__()
-        assert self.client.portal is not None
-        self.client.portal.call(self.replica.reconfigure, self.target)
-        return self.client
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.begin(work).result(60)
 
-    def __exit__(self, *_: object) -> None:
-        assert self.client.portal is not None
-        self.client.portal.call(self.replica.close)
-        self.client.__exit__()
+    def begin(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        return self.together((method, path, request))[0]
+
+    def together(self, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
+        """The answers to requests that are asked at the same time."""
+
+        async def go() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+                return await asyncio.gather(*(client.request(method, path, **request) for method, path, request in requests))
+
+        return self.run(go())
+
+    def close(self) -> None:
+        for replica in self.replicas.values():
+            self.run(replica.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+def target(folder: Path, name: str, version: str = "3") -> dict[str, Any]:
+    """What a replica is told to serve: this folder as champion."""
+    return {**vars(catalogue.resolve(str(folder))), "name": name, "version": version, "aliases": ["champion"]}
 
 
 @pytest.fixture(scope="module")
-def client(digits: Path) -> Iterator[TestClient]:
-    with Local(digits, Settings(batch_wait_ms=0, max_samples=40, max_body=20_000)) as client:
-        yield client
+def endpoint(digits: Path) -> Iterator[Local]:
+    local = Local({"digits": digits}, Settings(batch_wait_ms=1, max_samples=40, max_body=20_000))
+    yield local
+    local.close()

@@ -1,0 +1,193 @@
+"""The endpoint on the real Ray Serve, over real sockets: company, overload, a new version, and a replica killed, under load."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from genmodels import Event, load
+from serve.client import Client
+from serve.schema import Settings, Target
+from tests.serve.conftest import save, target
+from tests.services import free_port
+
+pytestmark = pytest.mark.ray
+LARGE = Event(modality="image", shape=(1, 28, 28), levels=2)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "other"
+    save(folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: object, digits: Path) -> Iterator[str]:
+    from serve import cluster
+
+    settings = Settings(port=free_port(), replicas=2, max_queue=200)
+    cluster.start(settings)
+    cluster.put([Target.of(target(digits, "digits"))], settings)
+    yield f"http://127.0.0.1:{settings.port}"
+    cluster.stop()
+
+
+def settings_of(url: str, **changes: Any) -> Settings:
+    return Settings(port=int(url.rpartition(":")[2]), **{"replicas": 2, "max_queue": 200, **changes})
+
+
+def ask_all(url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    """The answers to requests that are asked at the same time."""
+
+    async def go() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            asked = [client.post("/v1/models/digits/samples", json=body, headers={"Accept": "application/x-npy"}) for body in bodies]
+            return await asyncio.gather(*asked)
+
+    return asyncio.run(go())
+
+
+class Load:
+    """Threads that go on asking until the block ends; what failed, and how many answers came as each version."""
+
+    def __init__(self, ask: Callable[[int], str], threads: int = 4) -> None:
+        self._ask, self._threads, self._stop = ask, ThreadPoolExecutor(threads), threading.Event()
+        self.answers: list[str] = []
+        self.failures: list[str] = []
+
+    def __enter__(self) -> "Load":
+        for number in range(4):
+            self._threads.submit(self._go, number)
+        return self
+
+    def _go(self, seed: int) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers.append(self._ask(seed))
+            except Exception as error:
+                self.failures.append(repr(error))
+            seed += 4
+
+    def until(self, count: int) -> None:
+        deadline = time.monotonic() + 60
+        wanted = len(self.answers) + count
+        while len(self.answers) < wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._threads.shutdown()
+
+
+def test_twelve_mixed_requests_at_once_get_the_bytes_they_get_alone(url: str, digits: Path) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"n": 1 + number % 4, "seed": number, "index": number, "temperature": 1 + number / 10} for number in range(12)
+    ]
+    for body in bodies[::2]:
+        body["label"] = body["seed"] % 3
+    alone = [ask_all(url, [body])[0] for body in bodies]
+    together = ask_all(url, bodies)
+    model = load(digits)
+    for body, one, other in zip(bodies, alone, together, strict=True):
+        assert one.status_code == 200
+        assert one.content == other.content
+        assert one.headers["X-Genmodels-Receipt"] == other.headers["X-Genmodels-Receipt"]
+        wanted = model.sample(body["n"], seed=body["seed"], first=body["index"], y=body.get("label"), temperature=body["temperature"])
+        assert one.content.endswith(wanted.numpy().tobytes())
+
+
+def test_errors_are_problems_here_too(url: str) -> None:
+    for path, status in (("/v1/models/digit", 404), ("/v2", 404), ("/v1/models/digits/samples", 405)):
+        answer = httpx.get(url + path)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+def test_a_new_version_under_load_fails_no_request(url: str, digits: Path, other: Path) -> None:
+    from serve import cluster
+
+    wanted = {"3": load(digits).sample(1, seed=0).numpy(), "4": load(other).sample(1, seed=0).numpy()}
+    with httpx.Client(base_url=url, timeout=60) as client:
+
+        def ask(_: int) -> str:
+            answer = client.post("/v1/models/digits/samples", json={"seed": 0}, headers={"Accept": "application/x-npy"})
+            answer.raise_for_status()
+            version = str(httpx.Response(200, content=answer.headers["X-Genmodels-Receipt"]).json()["version"])
+            assert answer.content.endswith(wanted[version].tobytes())
+            return version
+
+        with Load(ask) as load_:
+            load_.until(10)
+            cluster.put([Target.of(target(other, "digits", "4"))], settings_of(url))
+            load_.until(20)
+        assert not load_.failures
+        assert set(load_.answers) == {"3", "4"}
+        assert [ask(0) for _ in range(4)] == ["4"] * 4
+        cluster.put([Target.of(target(digits, "digits", "3"))], settings_of(url))
+
+
+def replicas() -> list[int]:
+    """Process ids of the digits replicas of this test's own Ray."""
+    found, parents = [], {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:genmodels.digits:Replica"):
+                found.append(int(folder.name))
+    return [pid for pid in found if os.getpid() in ancestors(pid, parents)]
+
+
+def ancestors(pid: int, parents: dict[int, int]) -> list[int]:
+    line = []
+    while pid := parents.get(pid, 0):
+        line.append(pid)
+    return line
+
+
+def test_a_killed_replica_loses_no_request_of_the_client(url: str, digits: Path) -> None:
+    wanted = load(digits).sample(2, seed=8).numpy()
+    assert len(replicas()) == 2
+
+    with Client(url) as client:
+
+        def ask(_: int) -> str:
+            assert np.array_equal(client.sample("digits", n=2, seed=8).levels, wanted)
+            return "ok"
+
+        with Load(ask) as load_:
+            load_.until(10)
+            os.kill(replicas()[0], signal.SIGKILL)
+            load_.until(40)
+        assert not load_.failures
+        assert len(load_.answers) >= 50
+
+
+def test_more_than_the_queue_holds_is_turned_away_with_429(url: str, tmp_path: Path) -> None:
+    from serve import cluster
+
+    save(tmp_path / "large", event=LARGE, prepare={})
+    cluster.put([Target.of(target(tmp_path / "large", "large"))], settings_of(url, replicas=1, max_batch=1, max_queue=1))
+
+    async def go() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            return await asyncio.gather(*(client.post("/v1/models/large/samples", json={"n": 4, "seed": seed}) for seed in range(16)))
+
+    answers = asyncio.run(go())
+    turned_away = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert turned_away[0].headers["Retry-After"] == "1"
+    assert turned_away[0].json()["type"] == "urn:genmodels:overloaded"
+    with Client(url) as client, ThreadPoolExecutor(6) as threads:
+        drawn = list(threads.map(lambda seed: client.sample("large", seed=seed).receipt.seed, range(6)))
+        assert drawn == list(range(6))
+        assert [one.model for one in client.models()] == ["digits", "large"]
