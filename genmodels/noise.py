@@ -123,6 +123,16 @@ def bijection(index: Tensor, *, n: int, seed: int) -> Tensor:
     return out
 
 
+def permuted(n: int, *, seed: int) -> Tensor:
+    """(n,) int64: `bijection` of the whole range at once. The network is evaluated once a point, and walked by looking it up."""
+    half = max(1, (max(1, n - 1).bit_length() + 1) // 2)
+    images = _feistel(torch.arange(1 << 2 * half), half, seed)
+    out = images[:n]
+    while bool((outside := out >= n).any()):
+        out = torch.where(outside, images[out], out)
+    return out
+
+
 def _feistel(index: Tensor, half: int, seed: int) -> Tensor:
     low = (1 << half) - 1
     left, right = index >> half, index & low

@@ -4,14 +4,12 @@ A bucket is a function of its rows alone, so its files are the same bytes whoeve
 """
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,7 +18,7 @@ from genmodels.core import Event
 from pipelines import storage
 from pipelines.decoder import row_bytes
 from pipelines.parts import Work
-from pipelines.shards import SPLITS, schema
+from pipelines.shards import SPLITS, parquet, schema
 from pipelines.sources.source import REST
 
 BUCKET_BYTES = 128 * 2**20
@@ -56,7 +54,7 @@ def fill(work: Work, cut: Cut, bucket: int) -> dict[str, Any]:
     kept, counts = _deduplicated(work, cut, rows)
     side = _sides(kept, cut.fractions)
     files = [_write(work, cut, kept.filter(pa.array(side == i)), split, bucket) for i, split in enumerate(SPLITS) if (side == i).any()]
-    done = {"fingerprint": cut.fingerprint, "files": files, "counts": counts}
+    done = {"fingerprint": cut.fingerprint, "bucket": bucket, "files": files, "counts": counts}
     storage.write_json(marker, done)
     return done
 
@@ -138,10 +136,8 @@ def _write(work: Work, cut: Cut, rows: pa.Table, split: str, bucket: int) -> dic
         values["length"] = rows.column("length")
     form = schema(cut.event)
     table = pa.table([values[column] for column in form.names], schema=form)
-    sink = io.BytesIO()
     each = group_rows(cut.event)
-    pq.write_table(table, sink, row_group_size=each, use_dictionary=["levels", "label", "length"], compression="zstd", compression_level=3)
-    content = sink.getvalue()
+    content = parquet(table, row_group_size=each, use_dictionary=["levels", "label", "length"], compression="zstd", compression_level=3)
     storage.write_bytes(storage.join(cut.folder, name), content)
     groups = [min(each, len(rows) - start) for start in range(0, len(rows), each)]
     entry = {"name": name, "split": split, "rows": len(rows), "bytes": len(content), "sha256": _sha256(content), "row_groups": groups}
@@ -158,7 +154,7 @@ def _histograms(work: Work, cut: Cut, rows: pa.Table, levels: NDArray[np.uint8])
     count = np.bincount(levels.ravel(), minlength=cut.event.levels)
     if cut.event.modality == "audio":
         silence = int(media.encode(np.zeros(1), cut.event.levels, cut.event.companding)[0])
-        count[silence] -= levels.size - int(pc.sum(rows.column("length")).as_py())
+        count[silence] -= levels.size - int(rows.column("length").to_numpy().sum())
     label = rows.column("class").fill_null(-1).to_numpy()
     return {"levels": count.tolist(), "labels": np.bincount(label + 1, minlength=len(cut.labels) + 1).tolist()}
 

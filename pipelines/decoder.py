@@ -1,7 +1,7 @@
 """Decoding files in a process of its own, which can be killed: a decoder stuck in C code is deaf to everything else.
 
-The parent sends batches of files; the child answers with their levels and with a reason for each it could not decode. The child notes in shared memory
-which file it is at and since when, so a time limit per file costs nothing per file.
+The parent sends batches of files; the child answers with their levels and with a reason for each it could not decode. The child notes in shared
+memory which file it is at and since when, so a time limit per file costs nothing per file.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Decoder:
     def __init__(self, settings: Mapping[str, Any], seconds: float) -> None:
         self._settings, self._seconds = dict(settings), seconds
         self._child: subprocess.Popen[bytes] | None = None
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this is
         self._file.truncate(_PROGRESS.size)
         self._progress = mmap.mmap(self._file.fileno(), _PROGRESS.size)
 

@@ -1,7 +1,7 @@
 """The first pass: inputs decoded into parts, kept in storage under what shaped them, so that data added later costs only itself.
 
-A part is a Parquet file of decoded rows, sorted by id, named after the range of input keys it lies in and a hash of the inputs it holds. A task takes a
-range of keys, finds which inputs existing parts hold already, and decodes the others.
+A part is a Parquet file of decoded rows, sorted by id, named after the range of input keys it lies in and a hash of the inputs it holds. A task takes
+a range of keys, finds which inputs existing parts hold already, and decodes the others.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from genmodels import media
 from pipelines import storage
 from pipelines.decoder import TIMED_OUT, Decoder, columns, content_id, row_bytes
+from pipelines.shards import parquet
 from pipelines.sources.labels import Labels
-from pipelines.sources.source import LISTING, Containers, Examples, Files, Source
+from pipelines.sources.source import EVERYWHERE, LISTING, Containers, Examples, Files, Source
 
 VERSION = 1
 """Raised when the same input and settings would give another part than before."""
@@ -27,6 +27,8 @@ VERSION = 1
 FILES_PER_BATCH = 256
 FILES_PER_PART = 4096
 PART_BYTES = 64 * 2**20
+
+_REPEATED = ("input", "label", "side")
 
 Range = tuple[str, str]
 Bad = tuple[str, str, str, int]
@@ -90,7 +92,7 @@ def _held(work: Work, name: str) -> tuple[set[str], list[Bad]]:
     """Which inputs a part holds; a time-out under a shorter limit than today's does not count."""
     with storage.open_read(storage.join(work.folder, name)) as source, pq.ParquetFile(source) as file:
         rejected = [tuple(entry) for entry in json.loads(file.schema_arrow.metadata[b"bad"])]
-        keys = set(pc.unique(file.read(columns=["input"], use_threads=False).column(0)).to_pylist())
+        keys = set(file.read(columns=["input"], use_threads=False).column(0).unique().to_pylist())
     limits = file.schema_arrow.metadata[b"seconds"].decode()
     cut = TIMED_OUT.format(limit=float(limits))
     stands = [entry for entry in rejected if entry[2] != cut or float(limits) >= work.seconds]
@@ -99,7 +101,7 @@ def _held(work: Work, name: str) -> tuple[set[str], list[Bad]]:
 
 def _batches(wanted: pa.Table, left: set[str], work: Work) -> Iterator[pa.Table]:
     """The inputs still to decode, in parts' worth."""
-    todo = wanted.filter(pc.is_in(wanted.column("key"), pa.array(sorted(left), pa.string())))
+    todo = _among(wanted, "key", left)
     each = max(1, min(FILES_PER_PART, PART_BYTES // row_bytes(work.settings))) if isinstance(work.source, Files) else 1
     for start in range(0, len(todo), each):
         yield todo.slice(start, each)
@@ -120,7 +122,7 @@ def _from_files(work: Work, source: Files, inputs: pa.Table) -> tuple[pa.Table, 
         batch = inputs.slice(start, FILES_PER_BATCH)
         names = batch.column("source").to_pylist()
         rows, reasons = decoder.decode([source.local(name) or source.read(name) for name in names])
-        tables.append(_complete(rows, batch, [source.side(name) for name in names]))
+        tables.append(_complete(rows, batch))
         bad += _bad(batch, reasons)
     return pa.concat_tables(tables), bad
 
@@ -135,13 +137,13 @@ def _from_containers(work: Work, source: Containers, inputs: pa.Table) -> tuple[
             bad += _bad(batch, {0: media.reason(error)})
             continue
         rows, reasons = _quantised(examples, work)
-        bad += [
-            (entry["key"], f"{entry['source']}#{examples.names[at]}", reason, len((examples.encoded or ())[at]))
-            for at, reason in reasons.items()
-        ]
-        names = [f"{entry['source']}#{examples.names[at]}" + _window(number) for at, number in _pairs(rows)]
-        labels = [examples.labels[at] if examples.labels is not None else None for at in rows.column("index").to_pylist()]
-        tables.append(_columns(rows, [entry["key"]] * len(rows), names, labels, [examples.side] * len(rows)))
+        encoded = examples.encoded or ()
+        bad += [(entry["key"], examples.names[at], reason, len(encoded[at])) for at, reason in reasons.items()]
+        at = rows.column("index").to_pylist()
+        names = [f"{examples.names[i]}{_window(number)}" for i, number in zip(at, rows.column("window").to_pylist(), strict=True)]
+        labels = [examples.labels[i] if examples.labels is not None else None for i in at]
+        sides = [examples.sides[i] if examples.sides is not None else EVERYWHERE for i in at]
+        tables.append(_columns(rows, [entry["key"]] * len(rows), names, labels, sides))
     return pa.concat_tables(tables), bad
 
 
@@ -160,13 +162,11 @@ def _quantised(examples: Examples, work: Work) -> tuple[pa.Table, dict[int, str]
     return pa.table({name: list(values) for name, values in named}, schema=columns(work.settings)), {}
 
 
-def _complete(rows: pa.Table, batch: pa.Table, sides: Sequence[str]) -> pa.Table:
+def _complete(rows: pa.Table, batch: pa.Table) -> pa.Table:
     index = rows.column("index")
     sources = batch.column("source").take(index).to_pylist()
     names = [name + _window(number) for name, number in zip(sources, rows.column("window").to_pylist(), strict=True)]
-    return _columns(
-        rows, batch.column("key").take(index), names, pa.nulls(len(rows), pa.string()), pa.array(sides, pa.string()).take(index)
-    )
+    return _columns(rows, batch.column("key").take(index), names, pa.nulls(len(rows), pa.string()), [EVERYWHERE] * len(rows))
 
 
 def _columns(rows: pa.Table, key: Any, source: Any, label: Any, side: Any) -> pa.Table:
@@ -188,10 +188,6 @@ def _window(number: int) -> str:
     return f"#{number}" if number else ""
 
 
-def _pairs(rows: pa.Table) -> Iterator[tuple[int, int]]:
-    return zip(rows.column("index").to_pylist(), rows.column("window").to_pylist(), strict=True)
-
-
 def _bad(batch: pa.Table, reasons: Mapping[int, str]) -> list[Bad]:
     at = batch.take(pa.array(list(reasons), pa.int64()))
     return list(
@@ -204,13 +200,10 @@ def _write(work: Work, rows: pa.Table, bad: Sequence[Bad], keys: Sequence[str], 
     held = hashlib.blake2b("".join(sorted(keys)).encode() + str(work.seconds if bad else "").encode(), digest_size=8).hexdigest()
     name = f"{bounds[0][:8]}-{bounds[1][:8]}-{held}.parquet"
     metadata = {"bad": json.dumps(sorted(bad)), "seconds": repr(work.seconds)}
-    sink = io.BytesIO()
     table = rows.sort_by([("id", "ascending"), ("source", "ascending")]).replace_schema_metadata(metadata)
     per_group = max(256, PART_BYTES // 8 // row_bytes(work.settings))
-    pq.write_table(
-        table, sink, row_group_size=per_group, use_dictionary=["input", "label", "side"], compression="zstd", compression_level=1
-    )
-    storage.write_bytes(storage.join(work.folder, name), sink.getvalue())
+    content = parquet(table, row_group_size=per_group, use_dictionary=list(_REPEATED), compression="zstd", compression_level=1)
+    storage.write_bytes(storage.join(work.folder, name), content)
     return name
 
 
@@ -218,7 +211,11 @@ def _subset(work: Work, name: str, keys: set[str], bounds: Range) -> str:
     """Some inputs of a part, as a part of their own: the others were taken away, or lie in another range by now."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(work.folder, name))), use_threads=False)
     bad = [tuple(entry) for entry in json.loads(table.schema.metadata[b"bad"]) if entry[0] in keys]
-    return _write(work, table.filter(pc.is_in(table.column("input"), pa.array(sorted(keys)))), bad, sorted(keys), bounds)
+    return _write(work, _among(table, "input", keys), bad, sorted(keys), bounds)
+
+
+def _among(table: pa.Table, column: str, keys: set[str]) -> pa.Table:
+    return table.filter(pa.array([key in keys for key in table.column(column).to_pylist()], pa.bool_()))
 
 
 def _summary(work: Work, names: Sequence[str]) -> dict[str, Any]:
@@ -227,7 +224,7 @@ def _summary(work: Work, names: Sequence[str]) -> dict[str, Any]:
         with storage.open_read(storage.join(work.folder, name)) as source, pq.ParquetFile(source) as file:
             table = file.read(columns=["input", "source", "label"], use_threads=False)
         rows += len(table)
-        inputs |= set(pc.unique(table.column("input")).to_pylist())
+        inputs |= set(table.column("input").unique().to_pylist())
         labels |= set(work.labels.of(work.source, table.column("source").to_pylist(), table.column("label").to_pylist()))
     return {"rows": rows, "labels": sorted(label for label in labels if label is not None), "read": len(inputs)}
 

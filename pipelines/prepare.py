@@ -1,19 +1,16 @@
 """From files to Shards, with Ray Data, in two passes: decode to parts, then sort, deduplicate and split inside buckets of like ids.
 
-The same inputs give the same bytes on any number of workers, from any root folder, after any number of kills. What is done is not done again: parts are
-kept under what shaped them, finished buckets under their fingerprint, and manifest.json, written last, means complete.
+The same inputs give the same bytes on any number of workers, from any root folder, after any number of kills. Nothing is done twice: parts are kept
+under what shaped them, finished buckets under their fingerprint; manifest.json is written last and means complete.
 """
 
-import hashlib
-import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from genmodels import media
 from genmodels.core import Event
@@ -23,40 +20,42 @@ from pipelines.fingerprint import fingerprint, libraries
 from pipelines.parts import Bad, Work
 from pipelines.recipe import Data, Recipe
 from pipelines.records import Output, Shards
-from pipelines.shards import open_shards
+from pipelines.shards import open_shards, parquet
 from pipelines.sources import open_source
 from pipelines.sources.labels import Labels, ordered
-from pipelines.sources.source import Containers
+from pipelines.sources.source import Containers, Leaf, Source
+from pipelines.sources.tree import unreachable
 
 VERSION = 1
 """Raised when the same data and recipe would give other bytes than before."""
 
 LIBRARIES = ("numpy", "pillow", "pyarrow", "scikit-learn", "scipy", "soundfile", "soxr")
+"""Whose versions shape the bytes."""
 
 
 def prepare(recipe: Recipe) -> Shards:
     """The recipe's data as Shards; done already where they exist. Raises Failed for data that cannot be used and storage that cannot be written."""
-    listing = _listing(recipe)
-    if listing.output.done:
-        console.done("prepare", listing.output.uri)
-        return open_shards(listing.output.uri)
-    if listing.count == 0:
+    inputs = _look(recipe)
+    if inputs.output.done:
+        console.done("prepare", inputs.output.uri)
+        return open_shards(inputs.output.uri)
+    if inputs.count == 0:
         raise Failed(
-            f"no inputs in {recipe.data.source}; wanted {recipe.data.modality} files there (hidden ones and tables are not counted)"
+            f"data.source {recipe.data.source} holds no files; wanted {recipe.data.modality} files (hidden ones, texts and tables aside)"
         )
     try:
-        listing.store()
-        _prepare(recipe, listing)
+        if inputs.unwritten is not None:
+            raise inputs.unwritten
+        _make(recipe, replace(inputs, work=replace(inputs.work, source=inputs.work.source.fetched(recipe.root))))
     except OSError as error:
-        raise Failed(
-            f"prepare could not write to {recipe.root}: {error.strerror or media.reason(error)}; free some space or set storage elsewhere"
-        ) from error
-    return open_shards(listing.output.uri)
+        words = error.strerror or media.reason(error)
+        raise Failed(f"prepare could not write to {recipe.root}: {words}; free some space there, or set storage elsewhere") from error
+    return open_shards(inputs.output.uri)
 
 
 def output(recipe: Recipe) -> Output:
-    """Where the Shards of a recipe are, or will be. Looks at the inputs, starts nothing."""
-    return _listing(recipe).output
+    """Where the Shards of a recipe are, or will be. Looks at the inputs; starts nothing, downloads nothing."""
+    return _look(recipe).output
 
 
 def settings(data: Data) -> dict[str, Any]:
@@ -68,157 +67,174 @@ def settings(data: Data) -> dict[str, Any]:
     raise Refused("data.table: tables are not prepared yet; wanted data.image or data.audio")
 
 
-def event_of(prepare: dict[str, Any], classes: int) -> Event:
-    if prepare["modality"] == "image":
-        shape = (prepare["channels"], prepare["height"], prepare["width"])
-        return Event(modality="image", shape=shape, levels=prepare["levels"], classes=classes)
-    rate, steps = prepare["sample_rate"], media.window_steps(prepare)
-    return Event(
-        modality="audio", shape=(steps,), levels=prepare["levels"], sample_rate=rate, companding=prepare["companding"], classes=classes
-    )
+def event_of(how: dict[str, Any], classes: int) -> Event:
+    """The event of examples decoded by these settings."""
+    if how["modality"] == "image":
+        return Event(modality="image", shape=(how["channels"], how["height"], how["width"]), levels=how["levels"], classes=classes)
+    steps, law = media.window_steps(how), how["companding"]
+    return Event(modality="audio", shape=(steps,), levels=how["levels"], sample_rate=how["sample_rate"], companding=law, classes=classes)
 
 
-@dataclass
-class Listing:
-    """The inputs, as tables of some thousands on disk; here only how many there are and what they hash to."""
+@dataclass(frozen=True)
+class Inputs:
+    """What there is to prepare: a count, and what it hashes to. The rows lie in storage, some thousands a leaf."""
 
     work: Work
     output: Output
     count: int
-    tables: list[pa.Table]
     each: list[str] | None
-
-    def store(self) -> None:
-        for uri, table in zip(self.work.listings, self.tables, strict=True):
-            if not storage.exists(uri):
-                sink = io.BytesIO()
-                pq.write_table(table.sort_by("key"), sink, row_group_size=1024)
-                storage.write_bytes(uri, sink.getvalue())
+    """Keys of containers, which are few."""
+    unwritten: OSError | None
+    """Why the leaves could not be kept; no matter to someone who only asks what would be done."""
 
 
-def _listing(recipe: Recipe) -> Listing:
-    source, how = open_source(recipe.data, recipe.root), settings(recipe.data)
-    tables, uris, total, keys = [], [], 0, []
-    for table in source.listings(None):
-        tables.append(table)
-        keys += table.column("key").to_pylist()
-        uris.append(storage.join(recipe.root, "parts", "listings", f"{_digest(table)}.parquet"))
-    used = libraries(*LIBRARIES)
-    shaped = fingerprint("parts", parts.VERSION, media.VERSION, how, type(source).__name__, source.facts, used)
-    labels = Labels(recipe.data.label)
-    split = recipe.data.split.model_dump()
-    whole = fingerprint("prepare", VERSION, shaped, sorted(keys), recipe.data.label.model_dump(), split)
+def _look(recipe: Recipe) -> Inputs:
+    source, how = open_source(recipe.data), settings(recipe.data)
+    cache = storage.join(recipe.root, "parts", "listings")
+    count, total, names, each, unwritten = 0, 0, [], [], None
+    for leaf in source.leaves(cache):
+        try:
+            _keep(cache, leaf)
+        except OSError as error:
+            unwritten = error
+        keys = leaf[1].column("key").to_pylist()
+        # A sum is the same whatever leaves the inputs came in.
+        count, total = count + len(keys), (total + sum(int(key, 16) for key in keys)) % 2**128
+        names.append(storage.join(cache, f"{leaf[0]}.parquet"))
+        each += keys if isinstance(source, Containers) else []
+    labels = Labels(recipe.data.label, _csv(recipe.data, source))
+    shaped = fingerprint("parts", parts.VERSION, media.VERSION, how, type(source).__name__, dict(source.facts), libraries(*LIBRARIES))
+    whole = fingerprint("prepare", VERSION, shaped, count, f"{total:032x}", labels.facts, recipe.data.split.model_dump())
     uri = storage.join(recipe.root, "shards", f"{recipe.name}-{whole}")
-    del total
-    return Listing(
-        work=Work(source, how, labels, recipe.data.seconds_per_file, storage.join(recipe.root, "parts", shaped), tuple(uris)),
-        output=Output(fingerprint=whole, uri=uri, done=storage.exists(storage.join(uri, "manifest.json"))),
-        count=len(keys),
-        tables=tables,
-        each=keys if isinstance(source, Containers) else None,
+    return Inputs(
+        work=Work(source, how, labels, recipe.data.seconds_per_file, storage.join(recipe.root, "parts", shaped), tuple(names)),
+        output=Output(fingerprint=whole, uri=uri, done=_exists(storage.join(uri, "manifest.json"))),
+        count=count,
+        each=each if isinstance(source, Containers) else None,
+        unwritten=unwritten,
     )
 
 
-def _digest(table: pa.Table) -> str:
-    return hashlib.blake2b("".join(sorted(table.column("key").to_pylist())).encode(), digest_size=12).hexdigest()
+def _keep(cache: str, leaf: Leaf) -> None:
+    name, table = leaf
+    uri = storage.join(cache, f"{name}.parquet")
+    if not _exists(uri):
+        storage.write_bytes(uri, parquet(table.sort_by("key"), row_group_size=1024))
 
 
-def _prepare(recipe: Recipe, listing: Listing) -> None:
-    work, where = listing.work, listing.output.uri
-    names = _names(work.folder)
-    tasks = parts.ranges(listing.count, listing.each)
-    gathered: list[dict[str, Any]] = []
-    with console.stage("prepare", total=listing.count, unit="inputs") as bar:
-        for done in _map(lambda bounds: parts.gather(work, tuple(bounds), names), tasks):
-            gathered.append(done)
-            bad = sum(len(each["bad"]) for each in gathered)
-            bar.to(sum(each["read"] for each in gathered) + bad, note=f"{bad} bad" if bad else None)
+def _exists(uri: str) -> bool:
+    try:
+        return storage.exists(uri)
+    except Exception as error:  # of whichever filesystem the storage is on
+        raise Failed(unreachable(error, uri)) from error
+
+
+def _csv(data: Data, source: Source) -> str | None:
+    if data.label.csv is None:
+        return None
+    is_relative = "://" not in data.label.csv and not data.label.csv.startswith(("/", "~"))
+    beside = source.url_of(data.label.csv) if is_relative else None
+    return beside or storage.absolute(data.label.csv)
+
+
+def _make(recipe: Recipe, inputs: Inputs) -> None:
+    where = inputs.output.uri
+    with console.stage("prepare", total=inputs.count, unit="inputs") as bar:
+        gathered = _gathered(inputs, bar)
         rejected = sorted(tuple(entry) for done in gathered for entry in done["bad"])
         _quarantine(where, rejected)
-        _bearable(recipe.data, rejected, listing.count, where)
-        cut = _cut(recipe, listing, gathered)
-        filled = list(_map(lambda bucket: buckets.fill(work, cut, bucket), list(range(2**cut.bits))))
-    filled.sort(key=lambda done: min((file["name"][-13:] for file in done["files"]), default=""))
-    value = buckets.describe(work, cut, filled) | {"inputs": listing.count, "quarantined": len(rejected)}
+        _bearable(recipe.data, rejected, inputs.count, where)
+        cut = _cut(recipe, inputs, gathered)
+        work = inputs.work
+        filled = sorted(_map(lambda bucket: buckets.fill(work, cut, bucket), range(1 << cut.bits)), key=lambda done: done["bucket"])
+    value: dict[str, Any] = buckets.describe(work, cut, filled) | {"inputs": inputs.count, "quarantined": len(rejected)}
     _clean(where, {file["name"] for file in value["files"]} | {"quarantine.parquet"})
     storage.write_json(storage.join(where, "manifest.json"), value)
 
 
-def _cut(recipe: Recipe, listing: Listing, gathered: Sequence[dict[str, Any]]) -> buckets.Cut:
+def _gathered(inputs: Inputs, bar: console.Bar) -> list[dict[str, Any]]:
+    """The first pass: every input in a part."""
+    work, known = inputs.work, _names(inputs.work.folder)
+    gathered, read, bad = [], 0, 0
+    for done in _map(lambda bounds: parts.gather(work, (bounds[0], bounds[1]), known), parts.ranges(inputs.count, inputs.each)):
+        gathered.append(done)
+        read, bad = read + done["read"], bad + len(done["bad"])
+        bar.to(min(inputs.count, read + bad), note=f"{bad} bad" if bad else None)
+    return gathered
+
+
+def _cut(recipe: Recipe, inputs: Inputs, gathered: Sequence[dict[str, Any]]) -> buckets.Cut:
     labels = tuple(ordered([label for done in gathered for label in done["labels"]]))
-    rows = sum(done["rows"] for done in gathered)
-    names = tuple(sorted({name for done in gathered for name in done["parts"]}))
+    if not labels and recipe.data.label.by not in ("none", "source"):
+        raise Failed(
+            f"data.label.by {recipe.data.label.by} labels none of the {inputs.count} inputs; correct it, or set data.label.by=none"
+        )
     return buckets.Cut(
-        event=event_of(dict(listing.work.settings), len(labels)),
+        event=event_of(dict(inputs.work.settings), len(labels)),
         labels=labels,
         fractions=recipe.data.split.model_dump(),
-        folder=listing.output.uri,
-        fingerprint=listing.output.fingerprint,
-        parts=names,
-        bits=buckets.bucket_bits(rows, listing.work.settings),
+        folder=inputs.output.uri,
+        fingerprint=inputs.output.fingerprint,
+        parts=tuple(sorted({name for done in gathered for name in done["parts"]})),
+        bits=buckets.bucket_bits(sum(done["rows"] for done in gathered), inputs.work.settings),
     )
 
 
 def _bearable(data: Data, rejected: Sequence[Bad], count: int, where: str) -> None:
+    """Raises Failed where more inputs could not be read than the recipe bears."""
     if not rejected:
         return
     _, source, reason, _ = min(rejected, key=lambda entry: entry[1])
-    first = f"{source}: {reason}"
-    if len(rejected) >= count:
-        raise Failed(
-            f"none of the {count} inputs of {data.source} could be read; the first: {first} (all of them: {where}/quarantine.parquet)"
-        )
-    allowed = data.max_bad if data.max_bad >= 1 else data.max_bad * count
-    if len(rejected) > allowed:
-        raise Failed(
-            f"{len(rejected)} of {count} inputs could not be read, more than data.max_bad = {data.max_bad:g} allows; the first: {first} "
-            f"(all of them: {where}/quarantine.parquet)"
-        )
+    list_of = f"the first: {source}: {reason} (all of them: {where}/quarantine.parquet)"
+    if len({entry[0] for entry in rejected}) >= count and len(rejected) >= count:
+        raise Failed(f"none of the {count} inputs of {data.source} could be read; {list_of}")
+    if len(rejected) > (data.max_bad if data.max_bad >= 1 else data.max_bad * count):
+        raise Failed(f"{len(rejected)} of {count} inputs could not be read, data.max_bad={data.max_bad:g} allows fewer; {list_of}")
 
 
 def _quarantine(where: str, rejected: Sequence[Bad]) -> None:
-    columns = list(zip(*sorted(entry[1:] for entry in rejected), strict=True)) or [(), (), ()]
     form = pa.schema([("source", pa.string()), ("reason", pa.string()), ("size", pa.int64())])
-    sink = io.BytesIO()
-    pq.write_table(pa.table([list(column) for column in columns], schema=form), sink)
-    storage.write_bytes(storage.join(where, "quarantine.parquet"), sink.getvalue())
+    columns = list(zip(*sorted(entry[1:] for entry in rejected), strict=True)) or [(), (), ()]
+    storage.write_bytes(storage.join(where, "quarantine.parquet"), parquet(pa.table([list(column) for column in columns], schema=form)))
 
 
 def _names(folder: str) -> list[str]:
+    """The parts that exist."""
     fs, path = storage.filesystem(folder)
     found = fs.ls(path, detail=False) if fs.exists(path) else []
-    return sorted(name.rpartition("/")[2] for name in found if name.endswith(".parquet") and not name.rpartition("/")[2].startswith("."))
+    names = [name.rpartition("/")[2] for name in found]
+    return sorted(name for name in names if name.endswith(".parquet"))
 
 
 def _clean(where: str, keep: set[str]) -> None:
-    """What a killed run left half written, and the buckets' notes."""
+    """Takes away what a killed run left half written, and the buckets' notes."""
     fs, path = storage.filesystem(where)
     for name in fs.ls(path, detail=False):
         if name.rstrip("/").rpartition("/")[2] not in keep:
             fs.rm(name, recursive=True)
 
 
-def _map(function: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """function of every item, one Ray Data task each; results as they come. A Stop or an OSError inside a task comes out here as itself."""
+def _map(function: Callable[[Any], dict[str, Any]], items: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """function of every item, a Ray Data task each; results as they come. A Stop or an OSError inside a task is raised here as itself."""
     cluster.connect()
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"result": json.dumps(function(json.loads(row["item"])))}
-        except Stop as stop:
-            return {"result": json.dumps({"failed": str(stop)})}
-        except OSError as error:
-            return {"result": json.dumps({"errno": error.errno, "failed": error.strerror or str(error)})}
-
-    data = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map(task)
+    rows = [{"item": json.dumps(item)} for item in items]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(lambda row: {"result": _guarded(function, row["item"])})
     for row in data.iter_rows():
         result = json.loads(row["result"])
-        if "errno" in result:
-            raise OSError(result["errno"], result["failed"])
         if "failed" in result:
-            raise Failed(result["failed"])
+            raise OSError(result["errno"], result["failed"]) if result["errno"] else Failed(result["failed"])
         yield result
+
+
+def _guarded(function: Callable[[Any], dict[str, Any]], item: str) -> str:
+    """function(item) as JSON; errors that a user can mend travel as values, since Ray would wrap them in its own."""
+    try:
+        return json.dumps(function(json.loads(item)))
+    except Stop as stop:
+        return json.dumps({"failed": str(stop), "errno": None})
+    except OSError as error:
+        return json.dumps({"failed": error.strerror or media.reason(error), "errno": error.errno or 5})

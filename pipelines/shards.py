@@ -8,6 +8,7 @@ permuted again. The example at position p is a pure function of (seed, e = p // 
 held is one window and the table of row groups.
 """
 
+import io
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmodels.core import Batch, Event
-from genmodels.noise import bijection, derive
+from genmodels.noise import derive, permuted
 from pipelines import storage
 from pipelines.errors import Failed, Refused
 from pipelines.records import Shards
@@ -62,6 +63,13 @@ def schema(event: Event) -> pa.Schema:
     columns = [("id", pa.string()), content, ("label", pa.int32())]
     columns += [("length", pa.int32())] if event.modality == "audio" else []
     return pa.schema([*columns, ("source", pa.string())], metadata={"genmodels.event": json.dumps(event.to_json(), sort_keys=True)})
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ class Stream:
             for old in list(self._held)[:-1]:
                 del self._held[old]
             groups = self._epoch(epoch).groups(window)
-            order = _permuted(int(self._stored.sizes[groups].sum()), derive(self._seed, "rows", epoch, window))
+            order = permuted(int(self._stored.sizes[groups].sum()), seed=derive(self._seed, "rows", epoch, window)).numpy()
             self._held[epoch, window] = (
                 self._whole(groups, order) if self._window >= len(self._stored.groups) else (self._read(groups), order)
             )
@@ -186,7 +194,7 @@ class Stream:
         if self._everything is None:
             self._everything = self._stored.read(range(len(self._stored.groups)))
         starts = np.concatenate([[0], np.cumsum(self._stored.sizes)[:-1]])
-        disk = np.concatenate([np.arange(starts[group], starts[group] + self._stored.sizes[group]) for group in groups])
+        disk = np.concatenate([starts[group] + np.arange(int(self._stored.sizes[group])) for group in groups.tolist()])
         return self._everything, disk[order]
 
     def _fitting(self, event: Event) -> int:
@@ -198,7 +206,7 @@ class _Epoch:
     """One epoch's permutation of the row groups, cut into windows."""
 
     def __init__(self, sizes: NDArray[np.int64], window: int, seed: int, epoch: int) -> None:
-        self._order = _permuted(len(sizes), derive(seed, "groups", epoch))
+        self._order = permuted(len(sizes), seed=derive(seed, "groups", epoch)).numpy()
         self._window = window
         ends = np.cumsum(sizes[self._order])[np.minimum(np.arange(window, len(sizes) + window, window), len(sizes)) - 1]
         self._starts = [0, *ends.tolist()]
@@ -210,10 +218,6 @@ class _Epoch:
 
     def groups(self, window: int) -> NDArray[np.int64]:
         return self._order[window * self._window : (window + 1) * self._window]
-
-
-def _permuted(n: int, seed: int) -> NDArray[np.int64]:
-    return bijection(torch.arange(n), n=n, seed=seed).numpy()
 
 
 def _joined(pieces: Sequence[Batch], step: int) -> Batch:
@@ -229,9 +233,8 @@ def examples(shards: Shards, split: str, batch_size: int, *, limit: int | None =
     """Every example of a split once, in disk order; the last batch may be short. position is the row's number. limit: only the first so many."""
     stored = Stored(shards, split)
     end = stored.rows if limit is None else min(limit, stored.rows)
-    held, first, step = stored.read([0]), 0, 0
-    group = 1
-    for start in range(0, end, batch_size):
+    held, first, group = stored.read([0]), 0, 1
+    for step, start in enumerate(range(0, end, batch_size)):
         stop = min(start + batch_size, end)
         while first + len(held) < stop:
             left = slice(start - first, None)
@@ -239,4 +242,3 @@ def examples(shards: Shards, split: str, batch_size: int, *, limit: int | None =
             held, first, group = Rows.join([rest, stored.read([group])]), start, group + 1
         index = slice(start - first, stop - first)
         yield held.batch(index, stored.event, position=np.arange(start, stop, dtype=np.int64), step=step)
-        step += 1

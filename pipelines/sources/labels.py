@@ -2,10 +2,12 @@
 
 import csv
 import functools
+import hashlib
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines import storage
 from pipelines.errors import Failed
@@ -19,6 +21,12 @@ class Labels:
 
     settings: Label
     csv: str | None = None
+
+    @property
+    def facts(self) -> list[Any]:
+        """What shapes the labels: the settings, and what the CSV says."""
+        settings = self.settings.model_dump(exclude={"csv"})
+        return [settings, None if self.csv is None else hashlib.sha256(_content(self.csv)).hexdigest()]
 
     def of(self, source: Source, names: Sequence[str], own: Sequence[str | None]) -> list[str | None]:
         """names: of the examples, own: labels that the source gave -> labels, None where there is none."""
@@ -48,12 +56,17 @@ def _path(name: str) -> str:
     return name.partition("#")[0]
 
 
+def _content(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise Failed(f"data.label.csv: no file at {uri}; a relative one starts at the data's root") from None
+
+
 @functools.lru_cache(maxsize=4)
 def _table(uri: str, file_column: str, label_column: str) -> dict[str, str]:
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise Failed(f"data.label.csv: no file at {uri}; a relative one starts at the data's root") from None
+        text = _content(uri).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Failed(f"data.label.csv: {uri} is not UTF-8 text") from None
     reader = csv.DictReader(io.StringIO(text))

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.fingerprint import fingerprint
-
 LISTING = pa.schema([("key", pa.string()), ("source", pa.string()), ("size", pa.int64()), ("stamp", pa.string()), ("piece", pa.int32())])
-"""Inputs: source is the path relative to the root, stamp its content hash or etag, piece a part of it (a row group; else 0); key hashes these four."""
+"""Inputs. source: path relative to the root; stamp: content hash or etag; piece: which part of it (a row group; else 0); key: hash of these."""
 
 EVERYWHERE, REST = "", "rest"
 """Sides of an official split besides train, valid and test: none given; and given to the training side, of which valid is still to be cut."""
+
+Leaf = tuple[str, pa.Table]
+"""Some thousands of inputs (LISTING), and a name that is the same only for the same inputs."""
 
 
 def inputs(source: Sequence[str], size: Sequence[int], stamp: Sequence[str], piece: Sequence[int] | None = None) -> pa.Table:
@@ -27,21 +28,24 @@ def inputs(source: Sequence[str], size: Sequence[int], stamp: Sequence[str], pie
     return pa.table([key, source, size, stamp, piece], schema=LISTING)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """n decoded examples of one input, ready to be quantised.
+def leaf(table: pa.Table) -> Leaf:
+    return hashlib.blake2b("".join(table.column("key").to_pylist()).encode(), digest_size=12).hexdigest(), table
 
-    pixels (n, H, W) or (n, H, W, 3) uint8 in 0..255, or waves: n arrays (steps,) float in -1..1 at the event's rate. names: what to add to the
-    input's path to name an example, label: text or None, side: of an official split.
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """n examples of one input, not yet quantised: one of pixels, waves and encoded.
+
+    pixels (n, H, W) or (n, H, W, 3) uint8 in 0..255; waves: n arrays (steps,) float in -1..1 at the event's rate; encoded: n pictures or sounds as
+    files' bytes. names: the examples' own, as they come in the Shards' column `source`; labels: text, or None for none; sides: of an official split.
     """
 
     pixels: NDArray[np.uint8] | None = None
     waves: Sequence[NDArray[np.floating]] | None = None
     encoded: Sequence[bytes] | None = None
-    """Pictures or sounds still in their files' encoding."""
-    names: Sequence[str] = ()
+    names: Sequence[str]
     labels: Sequence[str | None] | None = None
-    side: str = EVERYWHERE
+    sides: Sequence[str] | None = None
 
 
 class Source(ABC):
@@ -50,22 +54,29 @@ class Source(ABC):
     official: bool = False
     """Has a split of its own, which is kept whole."""
 
+    modality: str | None = None
+    """What its examples are, where it holds only one kind."""
+
     @abstractmethod
-    def listings(self, cache: str | None) -> Iterator[pa.Table]:
-        """Tables of inputs (LISTING), some thousands each, the same ones for the same content. cache: URI of a folder for what is costly to find out."""
+    def leaves(self, cache: str) -> Iterator[Leaf]:
+        """The inputs, leaf by leaf, the same for the same content. cache: URI of the folder where the caller keeps each leaf as <name>.parquet."""
+
+    def fetched(self, root: str) -> "Source":
+        """The source with its data within reach of every worker and checked; downloads what is missing to the storage at `root`."""
+        return self
+
+    def url_of(self, path: str) -> str | None:
+        """The URL of a file beside the inputs; None where the source has no place."""
+        return None
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What besides the inputs shapes the examples."""
+        """What besides its inputs shapes the examples."""
         return {}
 
     def label(self, source: str) -> str | None:
         """The label that an input's path gives."""
         return None
-
-    def side(self, source: str) -> str:
-        """The side of the official split that an input's path gives."""
-        return EVERYWHERE
 
 
 class Files(Source):
@@ -86,7 +97,3 @@ class Containers(Source):
     @abstractmethod
     def examples(self, source: str, piece: int) -> Examples:
         """Raises ValueError for an input that cannot be read."""
-
-
-def digest(tables: Sequence[str]) -> str:
-    return fingerprint(list(tables))
