@@ -212,7 +212,7 @@ def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[st
     if waits:
         text += f"; the loader's wait was {100 * sum(waits) / len(waits):.1f}% of the time"
     if checkpoint.best:
-        text += f"; kept: the weights of step {checkpoint.best['step']:,}, with the best {checkpoint.best['name']} on valid"
+        text += f"; kept: the weights of step {checkpoint.best['step']:,}, with the best {checkpoint.best['metric']} on valid"
     return text + "."
 
 

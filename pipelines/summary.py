@@ -78,7 +78,7 @@ def _shards(shards: Shards) -> None:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> None:
-    best = f", best {checkpoint.best['name']} at step {checkpoint.best['step']:,}" if checkpoint.best else ""
+    best = f", best {checkpoint.best['metric']} at step {checkpoint.best['step']:,}" if checkpoint.best else ""
     _line("model", f"{checkpoint.uri}  ({checkpoint.steps:,} steps{best})")
 
 
