@@ -35,8 +35,8 @@ def figure(score: Score) -> str:
 
 
 def digits(value: float) -> str:
-    """Four significant digits, or three decimals where that is more."""
-    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+    """Three decimals, or two significant digits where those would show little."""
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

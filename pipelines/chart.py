@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 40, 14, 10, 34
 
 Points = Sequence[tuple[float, float]]
 
 
 def line(series: Mapping[str, Points], *, x: str, y: str) -> Markup:
-    """Each series a line with its name in the legend; x and y are the axes' titles. Empty where there is not a point."""
+    """Each series a line with its name in the legend; x is the axis's title, y what the values are. Empty where there is not a point."""
     points = [point for each in series.values() for point in each]
     if not points:
         return Markup("")
     xs, ys = ticks(min(p[0] for p in points), max(p[0] for p in points)), ticks(min(p[1] for p in points), max(p[1] for p in points))
     right, up = _scale(xs, LEFT, WIDTH - RIGHT), _scale(ys, HEIGHT - BOTTOM, TOP)
-    parts = [_grid(xs, ys, right, up, x, y)]
+    parts = [_grid(xs, ys, right, up, x)]
     for index, (name, each) in enumerate(series.items()):
         path = " ".join(f"{right(a):.1f},{up(b):.1f}" for a, b in thin(each))
         parts.append(_format('<polyline class="s{}" points="{}"><title>{}</title></polyline>', index % 4, path, name))
@@ -126,13 +126,11 @@ def thin(points: Points, most: int = 400) -> Points:
     return [point for i, point in enumerate(points) if i % stride == 0 or i == len(points) - 1]
 
 
-def _grid(xs: list[float], ys: list[float], right: "_Axis", up: "_Axis", x: str, y: str) -> Markup:
+def _grid(xs: list[float], ys: list[float], right: "_Axis", up: "_Axis", x: str) -> Markup:
     parts = [_format('<path class="grid" d="M{} {:.1f}H{}"/>', LEFT, up(tick), WIDTH - RIGHT) for tick in ys]
     parts += [_format('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>', LEFT - 6, up(t) + 3.5, f"{t:g}") for t in ys]
     parts += [_format('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>', right(t), HEIGHT - 18, f"{t:g}") for t in xs]
     parts.append(_format('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>', (LEFT + WIDTH) / 2, HEIGHT - 3, x))
-    turned = f"rotate(-90 11 {HEIGHT / 2 - 10})"
-    parts.append(_format('<text class="tick" x="11" y="{}" text-anchor="middle" transform="{}">{}</text>', HEIGHT / 2 - 10, turned, y))
     return Markup("").join(parts)
 
 

@@ -52,10 +52,9 @@ def registry(recipe: Recipe) -> Iterator[Any]:
         mlflow.set_tracking_uri(uri)  # the registry's own store looks a logged model up under the process's default
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, SQLAlchemyError, PermissionError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise Failed(
-            f"MLflow at {_without_password(uri)} did not do its part: {said}; what is trained and scored is kept: run again"
-        ) from error
+        said = " ".join(str(error).split()).replace(uri, "it")[:200]
+        said = _without_password(uri, f"MLflow at {uri} did not do its part: {said}")
+        raise Failed(f"{said}; what is trained and scored is kept: run again") from error
     finally:
         mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]  # back to no default, and to the environment as it was
         os.environ.update({} if given is None else {"MLFLOW_TRACKING_URI": given})
@@ -68,7 +67,7 @@ def copy(recipe: Recipe, checkpoint: Checkpoint, scores: Scores, tune_uri: str |
         run = _run(client, experiment, scores.fingerprint, recipe.name, {"genmodels.shards": scores.shards})
         _parameters(client, run, dict(flat(recipes.dump(recipe))))
         _steps(client, run, [line for line in journal.read(checkpoint.log) if line["event"] in ("step", "valid")])
-        _metrics(client, run, {f"{score.split}/{score.model}/{score.name}": score.value for score in scores.scores}, checkpoint.steps)
+        _metrics(client, run, {f"{score.split}.{score.model}.{score.name}": score.value for score in scores.scores}, checkpoint.steps)
         _artifacts(client, run, scores)
         for trial in _trials(tune_uri):
             _child(client, experiment, run, trial, scores.fingerprint)
@@ -161,10 +160,10 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _name(key: str) -> str:
-    """A key in the characters that MLflow takes."""
-    return re.sub(r"[^\w.\- /]", "_", key)[:250]
+    """A key in the characters that MLflow takes, bits/dim as bits_per_dim: it reads a slash as a folder."""
+    return re.sub(r"[^\w.\-]", "_", key.replace("/", "_per_"))[:250]
 
 
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":…@")
+def _without_password(uri: str, text: str) -> str:
+    password = urlsplit(uri).password
+    return text if not password else text.replace(password, "…")

@@ -212,7 +212,7 @@ class Gate(Section):
 
 
 class Register(Section):
-    model: str | None = None
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
     """Name in the registry; the recipe's own where left out."""
     gate: Gate = Gate()
 

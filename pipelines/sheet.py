@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from genmodels import media
 from genmodels.core import Event
 
-PAPER, INK = (255, 255, 255), (90, 90, 90)
+CLEAR, INK = (0, 0, 0, 0), (122, 128, 134, 255)
+"""Names stand on whatever is behind the sheet, a light page or a dark one."""
 
 
 def layout(event: Event, n: int) -> tuple[list[int] | None, int]:
@@ -23,13 +24,13 @@ def layout(event: Event, n: int) -> tuple[list[int] | None, int]:
 def pictures(levels: np.ndarray, event: Event, columns: int, *, names: Sequence[str] = (), scale: int | None = None) -> bytes:
     """levels (n, C, H, W) uint8 -> a PNG of rows of `columns` pictures, each row with its name, if any, before it."""
     scale = scale or max(1, 48 // max(event.shape[1:]))
-    sheet = Image.open(io.BytesIO(media.sheet(levels, levels_count=event.levels, columns=columns, scale=scale))).convert("RGB")
+    sheet = Image.open(io.BytesIO(media.sheet(levels, levels_count=event.levels, columns=columns, scale=scale)))
     if not names:
         return _png(sheet)
     font = ImageFont.load_default(size=13)
     margin = 12 + max(round(font.getlength(name)) for name in names)
-    page = Image.new("RGB", (sheet.width + margin, sheet.height), PAPER)
-    page.paste(sheet, (margin, 0))
+    page = Image.new("RGBA", (sheet.width + margin, sheet.height), CLEAR)
+    page.paste(sheet.convert("RGBA"), (margin, 0))
     draw = ImageDraw.Draw(page)
     for row, name in enumerate(names):
         middle = (row + 0.5) * sheet.height / len(names)
