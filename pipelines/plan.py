@@ -4,9 +4,6 @@ import importlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from pipelines import console
 from pipelines.recipe import Recipe
 from pipelines.records import Output
@@ -47,13 +44,11 @@ def plan(recipe: Recipe) -> list[Step]:
 
 
 def show(steps: list[Step]) -> None:
-    table = Table("stage", "", "why", "where", box=None, header_style="bold", pad_edge=False)
     for step in steps:
         colour = {"done": "green", "would run": "yellow"}.get(step.state, "dim")
-        table.add_row(step.stage, f"[{colour}]{step.state}[/]", step.why, step.uri)
+        where = f"  [dim]{step.uri}[/]" if step.uri else ""
+        console.result(f"[bold]{step.stage:<9}[/] [{colour}]{step.state:<13}[/] {step.why}{where}")
         console.emit(**asdict(step))
-    if not console.speaks_json():
-        Console(soft_wrap=True).print(table)
 
 
 def _inputs(name: str, recipe: Recipe, made: dict[str, Any]) -> tuple[Any, ...]:

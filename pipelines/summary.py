@@ -83,11 +83,14 @@ def _checkpoint(checkpoint: Checkpoint) -> None:
 
 
 def _scores(scores: Scores) -> None:
-    table = Table("model", "score", "", "protocol", "split", "n", box=None, header_style="bold", pad_edge=False)
+    """The figures that decide, one line each; all of them are in the report, and in --json."""
     for score in scores.scores:
+        if score.split != "test" or score.unit == "nats":
+            continue
         error = f" ± {score.stderr:.3f}" if score.stderr is not None else ""
-        table.add_row(score.model, f"{score.value:.3f}{error}", score.unit, score.name + ", " + score.protocol, score.split, f"{score.n:,}")
-    Console(soft_wrap=True).print(table)
+        unit = f" {score.unit}" if score.unit else ""
+        what = score.protocol if score.name == score.unit else f"{score.name}: {score.protocol}"
+        _line(score.model, f"{score.value:.3f}{error}{unit}  ({what}; {score.n:,} {score.split})", wide=True)
     _line("samples", scores.samples)
 
 
@@ -103,8 +106,8 @@ def _deployment(deployment: Deployment) -> None:
 _WRITERS = {Shards: _shards, Checkpoint: _checkpoint, Scores: _scores, Version: _version, Deployment: _deployment}
 
 
-def _line(name: str, text: str) -> None:
-    console.result(f"[bold]{name:<10}[/bold] {text}")
+def _line(name: str, text: str, *, wide: bool = False) -> None:
+    console.result(f"[bold]{name:<{16 if wide else 10}}[/bold] {text}")
 
 
 def _first_line(text: str | None) -> str:
