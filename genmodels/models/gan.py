@@ -32,11 +32,12 @@ class Generator(nn.Module):
     def __init__(self, event: Event, config: "GAN.Config") -> None:
         super().__init__()
         channels, height, width = event.shape
-        self.label = ClassBias(event.classes, config.embedding, scale=1.0)
-        self.up = Up(config.latent + config.embedding, (height, width), config.hidden, config.blocks, channels, classes=0)
+        self.embedding = config.embedding if event.classes else 0
+        self.label = ClassBias(event.classes, self.embedding, scale=1.0)
+        self.up = Up(config.latent + self.embedding, (height, width), config.hidden, config.blocks, channels, classes=0)
 
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
-        return torch.tanh(self.up(torch.cat([z, self.label(y, len(z))], dim=1), None))
+        return torch.tanh(self.up(torch.cat([z, self.label(z.new_zeros(len(z), self.embedding), y)], dim=1), None))
 
 
 class Critic(nn.Module):
@@ -46,8 +47,9 @@ class Critic(nn.Module):
         super().__init__()
         channels, height, width = event.shape
         steps, hidden = sizes(height, width), config.hidden
-        self.label = ClassBias(event.classes, config.embedding, scale=1.0)
-        self.enter = nn.Conv2d(channels + config.embedding, hidden, 3, padding=1)
+        self.embedding = config.embedding if event.classes else 0
+        self.label = ClassBias(event.classes, self.embedding, scale=1.0)
+        self.enter = nn.Conv2d(channels + self.embedding, hidden, 3, padding=1)
         self.halve = nn.ModuleList(
             nn.Conv2d(hidden * min(4, 2**i), hidden * min(4, 2 ** (i + 1)), 3, stride=2, padding=1) for i in range(len(steps) - 1)
         )
@@ -56,7 +58,7 @@ class Critic(nn.Module):
         self.leave = nn.Linear(last * steps[-1][0] * steps[-1][1], 1)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
-        label = self.label(y, len(x))[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        label = self.label(x.new_zeros(len(x), self.embedding, *x.shape[2:]), y)
         h = F.leaky_relu(self.enter(torch.cat([x, label], dim=1)), 0.2)
         for halve in self.halve:
             h = F.leaky_relu(halve(h), 0.2)

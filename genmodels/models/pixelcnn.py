@@ -26,7 +26,7 @@ from genmodels.noise import Noise, categorical
 class GatedLayer(nn.Module):
     """One layer of both stacks. v, h (B, features, H, W) -> the same with `hidden` features; v's row i knows of rows <= i, h of what came before."""
 
-    def __init__(self, features: int, hidden: int, kernel: int, classes: int, *, first: bool) -> None:
+    def __init__(self, features: int, hidden: int, kernel: int, classes: int, *, first: bool, last: bool) -> None:
         super().__init__()
         self.first, self.reach = first, kernel // 2
         self.vertical = nn.Conv2d(features, 2 * hidden, (self.reach + 1, kernel))
@@ -34,8 +34,10 @@ class GatedLayer(nn.Module):
         # The paper's mask A is a kernel without its last column: the first layer must not see the pixel itself.
         self.horizontal = nn.Conv2d(features, 2 * hidden, (1, self.reach if first else self.reach + 1), bias=False)
         self.out = nn.Conv2d(hidden, hidden, 1)
-        self.skip = nn.Conv2d(features, hidden, 1) if first else nn.Identity()
-        self.v_class, self.h_class = ClassBias(classes, 2 * hidden), ClassBias(classes, 2 * hidden)
+        self.h_class = ClassBias(classes, 2 * hidden)
+        # Nothing reads the vertical stack after its last hint.
+        self.skip = None if last else nn.Conv2d(features, hidden, 1) if first else nn.Identity()
+        self.v_class = ClassBias(0 if last else classes, 2 * hidden)
 
     def forward(self, v: Tensor, h: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         risen = self.vertical(F.pad(v, (self.reach, self.reach, self.reach, 0)))
@@ -44,10 +46,10 @@ class GatedLayer(nn.Module):
         return self.next_v(v, risen, y), self.next_h(h, run + hint, y)
 
     def next_v(self, v: Tensor, risen: Tensor, y: Tensor | None) -> Tensor:
-        return self.skip(v) + gate(risen + self.v_class(y, len(v))[:, :, None, None])
+        return v if self.skip is None else self.skip(v) + gate(self.v_class(risen, y))
 
     def next_h(self, h: Tensor, run: Tensor, y: Tensor | None) -> Tensor:
-        out = self.out(gate(run + self.h_class(y, len(run))[:, :, None, None]))
+        out = self.out(gate(self.h_class(run, y)))
         return out if self.first else h + out
 
 
@@ -109,7 +111,8 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
         self.steps = height * width
         features = [channels + 1, *[config.hidden] * config.layers]
         self.layers = nn.ModuleList(
-            GatedLayer(features[i], config.hidden, config.kernel, event.classes, first=i == 0) for i in range(config.layers)
+            GatedLayer(features[i], config.hidden, config.kernel, event.classes, first=i == 0, last=i == config.layers - 1)
+            for i in range(config.layers)
         )
         self.place = nn.Parameter(torch.zeros(config.hidden, height, width))
         self.heads = nn.ModuleList(

@@ -33,7 +33,7 @@ class DilatedLayer(nn.Module):
         self.residual = None if last else nn.Conv1d(config.residual, config.residual, 1)
 
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        out = gate(self.taps(F.pad(x, (self.memory, 0))) + self.label(y, len(x))[..., None])  # eq. 2 and 3
+        out = gate(self.label(self.taps(F.pad(x, (self.memory, 0))), y))  # eq. 2 and 3
         return x if self.residual is None else x + self.residual(out), self.skip(out)
 
 
@@ -145,7 +145,7 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
         return Tape(
             uniforms=noise.uniform("levels", (self.steps,)),
             temperature=temperature[None],
-            labels=[(layer.label(y, len(noise)) + layer.taps.bias).T.contiguous() for layer in self._layers()],
+            labels=[layer.label(_column(layer.taps).T.expand(len(noise), -1), y).T.contiguous() for layer in self._layers()],
             x=blank,
             rings=[self.out.weight.new_zeros(layer.memory, self.config.residual, len(noise)) for layer in self._layers()],
         )
@@ -176,7 +176,7 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
             residuals=[_matrix(residual) for residual in residuals],
             skip=(
                 torch.cat([layer.skip.weight[..., 0] for layer in layers], dim=1),
-                torch.stack([_matrix(layer.skip)[1] for layer in layers]).sum(0),
+                torch.stack([_column(layer.skip) for layer in layers]).sum(0),
             ),
             hidden=_matrix(self.hidden),
             out=_matrix(self.out),
@@ -200,9 +200,13 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
         return list(self.layers)  # type: ignore[arg-type]
 
 
-def _matrix(layer: nn.Conv1d) -> tuple[Tensor, Tensor]:
+def _column(layer: nn.Conv1d) -> Tensor:
     assert layer.bias is not None
-    return layer.weight[..., 0].contiguous(), layer.bias[:, None]
+    return layer.bias[:, None]
+
+
+def _matrix(layer: nn.Conv1d) -> tuple[Tensor, Tensor]:
+    return layer.weight[..., 0].contiguous(), _column(layer)
 
 
 def _mix(weight: tuple[Tensor, Tensor], x: Tensor) -> Tensor:

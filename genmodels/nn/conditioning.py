@@ -5,14 +5,15 @@ from torch import Tensor, nn
 
 
 class ClassBias(nn.Module):
-    """A learnt vector a label, added wherever a network wants to know the class; zeros for a row, or a model, without one."""
+    """A learnt vector a label, added wherever a network wants to know the class. It has no parameters where there are no classes."""
 
     def __init__(self, classes: int, features: int, *, scale: float = 0.02) -> None:
         super().__init__()
-        self.weight = nn.Parameter(scale * torch.randn(classes, features))
+        self.weight = nn.Parameter(scale * torch.randn(classes, features)) if classes else None
 
-    def forward(self, y: Tensor | None, rows: int) -> Tensor:
-        """y (B,) int64, -1 unlabelled, or None -> (B, features)."""
-        if y is None or len(self.weight) == 0:
-            return self.weight.new_zeros(rows, self.weight.shape[1])
-        return self.weight[y.clamp(min=0)] * (y >= 0).to(self.weight.dtype)[:, None]
+    def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """x (B, features, ...), y (B,) int64, -1 unlabelled, or None -> x with each row's vector added; untouched where there is no label."""
+        if self.weight is None or y is None:
+            return x
+        vectors = self.weight[y.clamp(min=0)] * (y >= 0).to(x.dtype)[:, None]
+        return x + vectors.reshape(*vectors.shape, *[1] * (x.ndim - 2))
