@@ -33,10 +33,14 @@ def output(recipe: Recipe, shards: Shards) -> Output:
 
     family = MODELS[recipe.model.family]
     model = [recipe.model.family, family.VERSION, asdict(family.Config(**recipe.model.config))]
-    settings = {key: value for key, value in recipe.train.model_dump(mode="json").items() if key not in _INDIFFERENT}
-    name = fingerprint("train", VERSION, model, settings, shards.fingerprint, libraries("torch", "numpy"))
+    name = fingerprint("train", VERSION, model, decisive(recipe), shards.fingerprint, libraries("torch", "numpy"))
     uri = storage.join(recipe.root, "train", f"{recipe.name}-{name}")
     return Output(fingerprint=name, uri=uri, done=storage.exists(storage.join(uri, MARKER)))
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """The keys of the recipe's train section that affect the result."""
+    return {key: value for key, value in recipe.train.model_dump(mode="json").items() if key not in _INDIFFERENT}
 
 
 def train(recipe: Recipe, shards: Shards) -> Checkpoint:
@@ -128,16 +132,16 @@ def _fit(recipe: Recipe, shards: Shards, out: Output, begun: str) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         raise Failed(
-            f"training stopped after {train.max_failures} retries: {_cause(error)}; run again to go on from its last checkpoint"
+            f"training stopped after {train.max_failures} retries: {one_line(error)}; run again to go on from its last checkpoint"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)  # Ray Train takes it and does not give it back
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of the workers' own errors: Ray's message is their whole traceback."""
-    failures = getattr(error, "worker_failures", {})
+def one_line(error: object) -> str:
+    """The last line of an error, or of a worker's whole traceback, which is what Ray gives."""
+    failures = getattr(error, "worker_failures", None) or {}
     text = str(next(iter(failures.values()), error)).strip()
     return " ".join(text.splitlines()[-1].split())[:300] if text else type(error).__name__
 

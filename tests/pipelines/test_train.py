@@ -22,7 +22,7 @@ from pipelines.learning import Learning, Loader, fresh, numbers
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
 from pipelines.shards import open_shards
-from pipelines.train import OTHER_CODE, _cause, _check, _claim, _conclude, output
+from pipelines.train import OTHER_CODE, _check, _claim, _conclude, one_line, output
 from tests.pipelines import small
 
 TINY = ("train.batch_size=16", "model.hidden=8", "model.layers=2", "train.ema=0.9")
@@ -181,7 +181,7 @@ def test_what_cannot_be_done_is_said(shards: Shards, tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"recipe small: training stopped: step 3 is not finite \(loss nan\)"):
         _conclude(output(recipe(tmp_path), shards), recipe(tmp_path), log)
     assert (
-        _cause(RuntimeError("Traceback\n  File x\nOSError: [Errno 28] No space left on device\n"))
+        one_line(RuntimeError("Traceback\n  File x\nOSError: [Errno 28] No space left on device\n"))
         == "OSError: [Errno 28] No space left on device"
     )
 
