@@ -138,17 +138,20 @@ def _artifacts(client: Any, run: str, scores: Scores) -> None:
 
 
 def _trials(tune_uri: str | None) -> list[dict[str, Any]]:
+    """The finished search's trials, and those that ran again with other seeds."""
     if tune_uri is None or not exists(join(tune_uri, "tune.json")):
         return []
-    return list(read_json(join(tune_uri, "tune.json")).get("trials", []))
+    found = read_json(join(tune_uri, "tune.json"))
+    return [*found["trials"], *found["reseeds"]]
 
 
 def _child(client: Any, experiment: str, parent: str, trial: Mapping[str, Any], fingerprint: str) -> None:
-    name = str(trial["id"])
-    run = _run(client, experiment, f"{fingerprint}/{name}", name, {PARENT: parent})
-    _parameters(client, run, trial.get("values", {}))
-    _steps(client, run, list(trial.get("history", [])))
-    client.set_terminated(run, "FINISHED" if trial.get("state", "done") != "failed" else "FAILED")
+    """A trial as a child run: its parameters, and its score where it came to one."""
+    run = _run(client, experiment, f"{fingerprint}/{trial['id']}", f"trial {trial['id']}", {PARENT: parent})
+    _parameters(client, run, trial["params"])
+    scores = {"valid": trial["value"], "seconds": trial["seconds"]}
+    _metrics(client, run, {key: value for key, value in scores.items() if value is not None}, trial.get("step", 0))
+    client.set_terminated(run, "FAILED" if trial["status"] == "failed" else "FINISHED")
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -5,12 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines import console, log
+from pipelines import console, log, tune
 from pipelines.errors import Failed
 from pipelines.evaluate import validate
 from pipelines.fingerprint import fingerprint
 from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Output, Scores, Version, to_json
+from pipelines.shards import open_shards
 from pipelines.storage import exists, join, local, read_json, write_json
 from serve import catalogue
 
@@ -29,7 +30,7 @@ def output(recipe: Recipe, checkpoint: Checkpoint, scores: Scores) -> Output:
     return Output(fingerprint=name, uri=uri, done=there and exists(uri))
 
 
-def register(recipe: Recipe, checkpoint: Checkpoint, scores: Scores, *, tune: str | None = None) -> Version:
+def register(recipe: Recipe, checkpoint: Checkpoint, scores: Scores) -> Version:
     """Registers the model folder as a new version (the same one when called again), aliased candidate; champion moves through the gate alone."""
     out = output(recipe, checkpoint, scores)
     if out.done:
@@ -37,7 +38,7 @@ def register(recipe: Recipe, checkpoint: Checkpoint, scores: Scores, *, tune: st
         return _today(recipe, Version(**read_json(out.uri)))
     with console.stage("register", total=4) as bar:
         bar.to(0, note="copying the log")
-        run = log.copy(recipe, checkpoint, scores, tune)
+        run = log.copy(recipe, checkpoint, scores, tune.output(recipe, open_shards(scores.shards)).uri or None)
         with log.registry(recipe) as client:
             bar.to(1, note="registering")
             number = _version(client, recipe, checkpoint, scores, run)
@@ -140,7 +141,6 @@ def rescore(recipe: Recipe, scores: Scores, present: str) -> Any:
     """The champion's score on the valid split of these scores' shards. Raises FileNotFoundError where its folder is gone, ValueError where its
     event is another or its bytes were changed."""
     from genmodels import artifact
-    from pipelines.shards import open_shards
 
     located = catalogue.resolve(f"models:/{recipe.registered_name}/{present}", storage=recipe.root)
     if not exists(join(located.artifact, "model.json")):

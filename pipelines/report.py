@@ -40,7 +40,7 @@ def html(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores,
 
     environment = Environment(loader=FileSystemLoader(card.TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     lines, sounds = journal.read(checkpoint.log), shards.event.modality == "audio"
-    about = manifest(shards)
+    about, found = manifest(shards), trials.search(recipe, shards)
     return environment.get_template("report.html").render(
         name=recipe.registered_name,
         about=" ".join(recipe.about.split()),
@@ -57,7 +57,7 @@ def html(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores,
         sheets=sheets(lines),
         curves=curves(lines),
         training=_training(recipe, checkpoint, lines),
-        trials=trials.table(recipe, shards),
+        trials=trials.shown(found) if found else None,
         scores=scores.scores,
         digits=card.digits,
         memory=memorisation(recipe.model.family, scores),
