@@ -251,7 +251,7 @@ def _lineage(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Sco
         ("gate", version.reason),
         ("artifact", scores.artifact),
         ("digest", scores.digest),
-        ("shards", shards.uri),
+        ("shards", f"{shards.fingerprint} ({shards.uri})"),
         ("training", f"{checkpoint.fingerprint} ({checkpoint.uri})"),
         ("scores", scores.uri),
         ("genmodels", installed("genmodels")),

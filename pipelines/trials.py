@@ -29,7 +29,7 @@ def shown(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "about": _about(found, len(scored)),
         "metric": found["metric"],
-        "keys": keys,
+        "searched": keys,
         "rows": [_row(trial, keys, winner) for trial in [*trials, *found["reseeds"]]],
         "parallel": chart.parallel([*keys, found["metric"]], lines, chosen=chosen),
         "importance": chart.bars([(key.rpartition(".")[2], value, None) for key, value in weights.items()], first=False),
