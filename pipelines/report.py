@@ -87,7 +87,7 @@ def headline(family: str, scores: Scores) -> dict[str, Any] | None:
     group = [own, *(score for score in scores.scores if score.split == "test" and _comparable(own, score))]
     pair = next((score for score in scores.scores if score.name == "paired difference" and score.split == "test"), None)
     return {
-        "value": card.digits(own.value),
+        "value": ("≤ " if own.name.endswith(" bound") else "") + card.digits(own.value),
         "unit": own.unit,
         "error": card.digits(own.stderr) if own.stderr is not None else None,
         "name": own.name,

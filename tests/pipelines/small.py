@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.datasets import load_digits
 
-from genmodels import artifact
+from genmodels import artifact, media
 from genmodels.core import Event
 from genmodels.zoo import build
 from pipelines import recipe as recipes
@@ -52,17 +52,51 @@ def digits(root: Path, *, rows: Mapping[str, int] | None = None, seed: int = 0, 
     return open_shards(str(folder))
 
 
-def _write(folder: Path, split: str, event: Event, images: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), 64)
-    columns = [
-        pa.array([f"{split}{i:06d}" for i in range(len(images))]),
-        pa.ExtensionArray.from_storage(schema(event).field("levels").type, flat),
-        pa.array(target, pa.int32()),
-        pa.array([f"{i}.png" for i in range(len(images))]),
-    ]
+def sounds(root: Path) -> Shards:
+    """Sine waves of three pitches, some of them shorter than the event, as finished Shards."""
+    event = Event(modality="audio", shape=(400,), levels=256, sample_rate=4000, companding="mu-law", classes=3)
+    folder = root / "shards" / "sounds"
+    folder.mkdir(parents=True)
+    files = []
+    for split, count in {"train": 24, "valid": 9, "test": 12}.items():
+        index = np.arange(count)
+        length = np.where(index % 4 == 0, 300, 400)
+        phase = index[:, None] + 2 * np.pi * 200 * (index[:, None] % 3 + 1) * np.arange(400) / 4000
+        wave = np.sin(phase) * (np.arange(400) < length[:, None])
+        files.append(_write(folder, split, event, media.encode(wave, 256, "mu-law"), index % 3, length))
+    prepare = {
+        "modality": "audio",
+        "sample_rate": 4000,
+        "seconds": 0.1,
+        "levels": 256,
+        "companding": "mu-law",
+        "window": "all",
+        "hop": None,
+    }
+    manifest = {
+        "files": files,
+        "fingerprint": "s00000000000",
+        "event": event.to_json(),
+        "labels": ["low", "mid", "high"],
+        "prepare": prepare,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return open_shards(str(folder))
+
+
+def _write(folder: Path, split: str, event: Event, x: np.ndarray, label: np.ndarray, length: np.ndarray | None = None) -> dict[str, Any]:
+    form = schema(event)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), event.dims)
+    columns = {
+        "id": pa.array([f"{split}{i:06d}" for i in range(len(x))]),
+        "levels": pa.ExtensionArray.from_storage(form.field("levels").type, flat),
+        "label": pa.array(label, pa.int32()),
+        "source": pa.array([f"{i}" for i in range(len(x))]),
+        **({} if length is None else {"length": pa.array(length, pa.int32())}),
+    }
     name = f"{split}-00000.parquet"
-    pq.write_table(pa.table(columns, schema=schema(event)), folder / name)
-    return {"name": name, "split": split, "rows": len(images), "row_groups": [len(images)]}
+    pq.write_table(pa.table([columns[key] for key in form.names], schema=form), folder / name)
+    return {"name": name, "split": split, "rows": len(x), "row_groups": [len(x)]}
 
 
 def checkpoint(root: Path, shards: Shards, *, seed: int = 0, family: str = "gated_pixelcnn", **config: Any) -> Checkpoint:

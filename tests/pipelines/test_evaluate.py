@@ -117,8 +117,37 @@ def test_scoring_a_part_is_said(made: Made, tmp_path: Path) -> None:
     assert own.protocol == "exact p(x|y), the first 40 of 150 in hash order"
 
 
-@pytest.mark.parametrize("family", ["gan"])
-def test_a_model_without_likelihood_is_compared_in_named_spaces(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_names_its_draws_and_is_compared_with_exact_baselines(tmp_path: Path) -> None:
+    shards = small.digits(tmp_path, rows={"train": 100, "valid": 20, "test": 30})
+    checkpoint = small.checkpoint(tmp_path, shards, family="vae")
+    scores = evaluate(small.recipe(tmp_path, "evaluate.iwae=5", "evaluate.samples=10", family="vae"), checkpoint, shards)
+    own, valid = scores.score("test"), scores.score("valid")
+    assert own is not None and (own.name, own.protocol) == ("bits/dim bound", "IWAE_5 lower bound of p(x|y)")
+    assert valid is not None and valid.protocol == "IWAE_5 lower bound of p(x|y)"
+    pair = next(score for score in scores.scores if score.name == "paired difference")
+    assert pair.protocol == "IWAE_5 lower bound of p(x|y) minus class_histogram's exact p(x|y)"
+
+
+def test_sounds_are_scored_without_their_padding_and_can_be_heard(tmp_path: Path) -> None:
+    shards = small.sounds(tmp_path)
+    checkpoint = small.checkpoint(tmp_path, shards, family="wavenet", stacks=1, layers=3, residual=4, skip=4)
+    recipe = small.recipe(tmp_path, "evaluate.samples=6", family="wavenet")
+    scores = evaluate(recipe, checkpoint, shards)
+    own = scores.score("test")
+    assert own is not None and own.protocol == "exact p(x|y), all nats over all 4500 valid steps"
+    batch = next(examples(shards, "test", 12))
+    model: Any = artifact.load(checkpoint.uri)
+    nats = model.log_prob(batch.x, batch.y, length=batch.length).detach()
+    assert own.value == pytest.approx(-nats.double().sum().item() / 4500 / np.log(2), rel=1e-6)
+    x = model.sample(6, seed=0, y=[0, 0, 1, 1, 2, 2]).numpy()
+    assert Path(scores.samples).read_bytes() == sheet.wav(sheet.joined(x, shards.event), shards.event)
+    folder = Path(scores.artifact)
+    assert {"samples.wav", "samples.png", "README.md"} <= {path.name for path in folder.iterdir()}
+    assert "[samples.wav](samples.wav)" in (folder / "README.md").read_text()
+
+
+def test_a_model_without_likelihood_is_compared_in_named_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = "gan"
     monkeypatch.setattr(features, "STEPS", 60)
     shards = small.digits(tmp_path, rows={"train": 300, "valid": 80, "test": 90})
     checkpoint = small.checkpoint(tmp_path, shards, family=family)
