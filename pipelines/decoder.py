@@ -67,17 +67,32 @@ class Decoder:
     def decode(self, files: Sequence[str | bytes]) -> tuple[pa.Table, dict[int, str]]:
         """Paths on this machine, or contents -> rows as in `columns`, and why each of the other files could not be decoded."""
         bad: dict[int, str] = {}
+        crashed: set[int] = set()
         while True:
             left = [i for i in range(len(files)) if i not in bad]
             try:
                 rows, reasons = self._ask([files[i] for i in left])
             except _Cut as cut:
-                if cut.index >= 0:
-                    bad[left[cut.index]] = cut.reason
+                at = left[cut.index]
+                if cut.is_final or at in crashed:  # a crash may be a want of memory that has passed
+                    bad[at] = cut.reason
+                crashed.add(at)
                 continue
             index = pa.array(np.asarray(left, np.int32)).take(rows.column("index").combine_chunks())
             bad |= {left[int(i)]: reason for i, reason in reasons.items()}
             return rows.set_column(0, "index", index), bad
+
+    @property
+    def at(self) -> int:
+        """Which file of the batch is under way; -1 between batches."""
+        return _PROGRESS.unpack_from(self._progress)[0]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the running child has held (Linux)."""
+        assert self._child is not None
+        status = Path(f"/proc/{self._child.pid}/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
     def close(self) -> None:
         if self._child is not None:
@@ -98,12 +113,12 @@ class Decoder:
         except (EOFError, BrokenPipeError):
             rows = None
         if rows is None:
-            index = _PROGRESS.unpack_from(self._progress)[0]
+            index = self.at
             code = child.wait()
             self.close()
             if index < 0:
                 raise RuntimeError(f"the decoder ended before its first file, with code {code}")
-            raise _Cut(index, f"its decoder crashed (signal {-code})" if code < 0 else f"its decoder ended with code {code}")
+            raise _Cut(index, f"its decoder crashed, signal {-code}" if code < 0 else f"its decoder ended with code {code}", is_final=False)
         return rows.replace_schema_metadata(None), json.loads((rows.schema.metadata or {}).get(b"bad", b"{}"))
 
     def _wait(self, answer: IO[bytes]) -> None:
@@ -113,11 +128,13 @@ class Decoder:
             left = self._seconds if index < 0 else since + self._seconds - time.monotonic()
             if left <= 0:
                 self.close()
-                raise _Cut(index, TIMED_OUT.format(limit=self._seconds))
+                raise _Cut(index, TIMED_OUT.format(limit=self._seconds), is_final=True)
             if select.select([answer], [], [], left)[0]:
                 return
 
     def _start(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()
         if self._child is None:
             known = os.pathsep.join(path for path in sys.path if path)
             self._child = subprocess.Popen(
@@ -134,9 +151,9 @@ class Decoder:
 class _Cut(Exception):
     """The child is gone; `index` is the file it was at."""
 
-    def __init__(self, index: int, reason: str) -> None:
+    def __init__(self, index: int, reason: str, *, is_final: bool) -> None:
         super().__init__(reason)
-        self.index, self.reason = index, reason
+        self.index, self.reason, self.is_final = index, reason, is_final
 
 
 def _write(pipe: IO[bytes], table: pa.Table) -> None:

@@ -11,7 +11,7 @@ from pipelines.sources.bundled import Digits, Tones
 from pipelines.sources.folder import Folder
 from pipelines.sources.published import BinarizedMnist, FashionMnist, Fsdd, Mnist
 from pipelines.sources.source import Source
-from pipelines.sources.tree import Tree, tree
+from pipelines.sources.tree import Tree, tree_at
 
 NAMED = ("binarized_mnist", "digits", "fashion_mnist", "fsdd", "mnist", "tones")
 
@@ -44,7 +44,7 @@ def _at(data: Data) -> Source:
         return ParquetFiles(Tree(parent), (name,), data.label.label_column)
     if IDX_IMAGES.search(name):
         return Idx(Tree(parent), (name,))
-    return _below(tree(url), data)
+    return _below(tree_at(url), data)
 
 
 def _below(place: Tree, data: Data) -> Source:

@@ -5,6 +5,7 @@ import io
 import os
 import stat
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +117,8 @@ class Tree:
                 yield relative, int(full.get("size") or 0), _etag(fs, path, full)
 
 
-def tree(url: str) -> Tree:
+def tree_at(url: str) -> Tree:
+    """The files at a path or URL; a zip's are those inside it."""
     url = storage.absolute(url)
     return Tree(f"zip://::{url}" if url.endswith(".zip") and "::" not in url else url)
 
@@ -156,6 +158,8 @@ def unreachable(error: Exception, url: str, path: str = "") -> str:
         return f"no S3 credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if isinstance(error, PermissionError):
         return f"not allowed to read {where}: {_words(error)}; check its permissions, or the credentials in use"
+    if isinstance(error, zipfile.BadZipFile):
+        return f"{where} is no zip file: {_words(error)}"
     if isinstance(error, FileNotFoundError):
         return f"nothing at {where}; check data.source"
     return f"could not read {where}: {_words(error)}; check the network and run again, what is done stays done"
@@ -166,7 +170,9 @@ def _words(error: Exception) -> str:
 
 
 def _final(error: Exception) -> bool:
-    return isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)) or type(error).__name__.endswith("CredentialsError")
+    return isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError, zipfile.BadZipFile)) or type(error).__name__.endswith(
+        "CredentialsError"
+    )
 
 
 def _stop(error: OSError) -> None:

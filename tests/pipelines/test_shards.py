@@ -24,7 +24,8 @@ SOUND = Event(modality="audio", shape=(5,), levels=256, sample_rate=8000, compan
 
 def write(folder: Path, event: Event, files: dict[str, list[int]]) -> Shards:
     """Shards whose row number r of a split holds levels that spell r, label r % 3 (every seventh unlabelled) and length 1 + r % 5."""
-    entries, number = [], dict.fromkeys(shards.SPLITS, 0)
+    entries: list[dict] = []
+    number: dict[str, int] = dict.fromkeys(shards.SPLITS, 0)
     for name, groups in files.items():
         split = name.partition("-")[0]
         r = np.arange(number[split], number[split] + sum(groups))
