@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from genmodels.evaluate import Score
 from pipelines import card, chart, console, journal, trials
 from pipelines import recipe as recipes
 from pipelines.fingerprint import fingerprint
@@ -84,7 +85,6 @@ def headline(family: str, scores: Scores) -> dict[str, Any] | None:
     own = scores.score("test")
     if own is None:
         return None
-    group = [own, *(score for score in scores.scores if score.split == "test" and _comparable(own, score))]
     pair = next((score for score in scores.scores if score.name == "paired difference" and score.split == "test"), None)
     return {
         "value": ("≤ " if own.name.endswith(" bound") else "") + card.digits(own.value),
@@ -95,18 +95,27 @@ def headline(family: str, scores: Scores) -> dict[str, Any] | None:
         "split": own.split,
         "protocol": own.protocol,
         "pair": _pair(family, pair),
-        "chart": chart.bars([(score.model, score.value, score.stderr) for score in group]),
-        "caption": f"{own.name} on the same examples; lower is better. The lines are two standard errors to each side.",
+        "charts": [
+            _compared(score, scores) for score in scores.scores if (score.model, score.name, score.split) == (own.model, own.name, "test")
+        ],
     }
 
 
-def _comparable(own: Any, other: Any) -> bool:
+def _compared(own: Score, scores: Scores) -> tuple[Any, str]:
+    """The model's score and those it compares with as bars, and what they are."""
+    group = [own, *(score for score in scores.scores if score.split == own.split and _comparable(own, score))]
+    where = own.protocol if own.name == "Frechet distance" else f"{own.name} on the same examples"
+    lines = " The lines are two standard errors to each side." if own.stderr is not None else ""
+    return chart.bars([(score.model, score.value, score.stderr) for score in group]), f"{where}; lower is better.{lines}"
+
+
+def _comparable(own: Score, other: Score) -> bool:
     """Another model's score of the same kind; a Frechet distance in the same space alone."""
     same = other.name.removesuffix(" bound") == own.name.removesuffix(" bound") and other.model != own.model
     return same and (own.name != "Frechet distance" or other.protocol == own.protocol)
 
 
-def _pair(family: str, pair: Any) -> str | None:
+def _pair(family: str, pair: Score | None) -> str | None:
     if pair is None:
         return None
     way = "below" if pair.value < 0 else "above"
@@ -195,8 +204,8 @@ def _labels_chart(shards: Shards, about: Mapping[str, Any]) -> Any:
 
 
 def _samples_caption(recipe: Recipe, shards: Shards) -> str:
-    kind = "a row for each label" if shards.event.classes else "drawn one after the other, none left out"
-    return f"Not chosen: samples 0, 1, 2, … of seed {recipe.evaluate.seed}, {kind}."
+    rows = "a row for each label" if shards.event.modality == "image" else "in the order of the labels"
+    return f"Not chosen: samples 0, 1, 2, … of seed {recipe.evaluate.seed}{f', {rows}' if shards.event.classes else ''}."
 
 
 def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from genmodels.core import Event
 
 CLEAR, INK = (0, 0, 0, 0), (122, 128, 134, 255)
 """Names stand on whatever is behind the sheet, a light page or a dark one."""
+GREY = "#7a8086"
 
 
 def layout(event: Event, n: int) -> tuple[list[int] | None, int]:
@@ -59,21 +60,22 @@ def sounds(levels: np.ndarray, event: Event, names: Sequence[str], *, limit: int
     for i in range(n):
         wave, rate = media.decode(levels[i], event.levels, event.companding), _rate(event)
         top, bottom = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
-        top.plot(np.arange(len(wave)) / rate, wave, lw=0.5, color="#335c81")
+        top.plot(np.arange(len(wave)) / rate, wave, lw=0.5, color="#5b8db8")
         top.set(ylim=(-1, 1), xlim=(0, len(wave) / rate))
-        top.set_title(names[i] if i < len(names) else "", fontsize=8, loc="left", parse_math=False)
+        top.set_title(names[i] if i < len(names) else "", fontsize=8, loc="left", parse_math=False, color=GREY)
         bottom.imshow(spectrogram(wave), origin="lower", aspect="auto", cmap="magma", vmin=-80, vmax=0, interpolation="nearest")
     figure.tight_layout(pad=0.4)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=110, transparent=True, metadata={"Software": None})
     return out.getvalue()
 
 
-def spectrogram(wave: np.ndarray, *, window: int = 256, hop: int = 64) -> np.ndarray:
-    """wave (T,) -> (window // 2 + 1, frames) dB below the loudest: Hann windows, short-time Fourier transform."""
+def spectrogram(wave: np.ndarray, *, window: int = 256, frames: int = 200) -> np.ndarray:
+    """wave (T,) -> (window // 2 + 1, about `frames`) dB below the loudest: Hann windows, short-time Fourier transform."""
     padded = np.pad(wave, (0, max(0, window - len(wave))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * np.hanning(window)
-    power = np.abs(np.fft.rfft(frames, axis=-1)).T ** 2
+    hop = max(1, (len(padded) - window) // frames)
+    parts = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * np.hanning(window)
+    power = np.abs(np.fft.rfft(parts, axis=-1)).T ** 2
     return 10 * np.log10(np.maximum(power, 1e-12) / max(power.max(), 1e-12))
 
 
