@@ -11,6 +11,7 @@ levels from reals by that alone.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from genmodels.core import Batch, Decodes, Event, Metrics, Objective, Optimizer, Trained
 from genmodels.nn.conditioning import ClassBias
-from genmodels.nn.residual import Up, sizes
+from genmodels.nn.residual import Up, sizes, widths
 from genmodels.nn.scaling import rounded, scaled
 from genmodels.noise import Noise
 
@@ -46,16 +47,14 @@ class Critic(nn.Module):
     def __init__(self, event: Event, config: "GAN.Config") -> None:
         super().__init__()
         channels, height, width = event.shape
-        steps, hidden = sizes(height, width), config.hidden
+        steps = sizes(height, width)
+        wide = widths(config.hidden, len(steps))
         self.embedding = config.embedding if event.classes else 0
         self.label = ClassBias(event.classes, self.embedding, scale=1.0)
-        self.enter = nn.Conv2d(channels + self.embedding, hidden, 3, padding=1)
-        self.halve = nn.ModuleList(
-            nn.Conv2d(hidden * min(4, 2**i), hidden * min(4, 2 ** (i + 1)), 3, stride=2, padding=1) for i in range(len(steps) - 1)
-        )
-        last = hidden * min(4, 2 ** (len(steps) - 1))
-        self.mix = nn.Conv2d(last, last, 3, padding=1)
-        self.leave = nn.Linear(last * steps[-1][0] * steps[-1][1], 1)
+        self.enter = nn.Conv2d(channels + self.embedding, config.hidden, 3, padding=1)
+        self.halve = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(wide))
+        self.mix = nn.Conv2d(wide[-1], wide[-1], 3, padding=1)
+        self.leave = nn.Linear(wide[-1] * steps[-1][0] * steps[-1][1], 1)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         label = self.label(x.new_zeros(len(x), self.embedding, *x.shape[2:]), y)
@@ -75,7 +74,7 @@ class GAN(Trained, Decodes):
         loss: Loss = "non-saturating"
         latent: int = 64
         embedding: int = 16
-        hidden: int = 32
+        hidden: int = 24
         blocks: int = 1
         critic_steps: int = 1
         penalty: float = 1.0

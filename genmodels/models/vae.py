@@ -29,10 +29,10 @@ class VAE(Trained, Bounded, Encodes, Decodes):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """latent: numbers in a code; hidden: feature maps; blocks: residual blocks a size; components: logistics a pixel."""
+        """latent: numbers in a code; hidden: feature maps at full size; blocks: residual blocks a size; components: logistics a pixel."""
 
         latent: int = 16
-        hidden: int = 32
+        hidden: int = 24
         blocks: int = 1
         components: int = 3
 

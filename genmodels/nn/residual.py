@@ -1,5 +1,8 @@
 """Convolutional towers that halve or double a picture of any size. Group norm throughout: batch norm would leak between images and between ranks."""
 
+import math
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +15,11 @@ def sizes(height: int, width: int) -> list[tuple[int, int]]:
     while min(steps[-1]) > 4:
         steps.append((-(-steps[-1][0] // 2), -(-steps[-1][1] // 2)))
     return steps
+
+
+def widths(hidden: int, count: int) -> list[int]:
+    """Feature maps of each size, the largest first: twice as many after a halving, four times from the second on."""
+    return [hidden * min(4, 2**i) for i in range(count)]
 
 
 def norm(features: int) -> nn.GroupNorm:
@@ -40,10 +48,11 @@ class Down(nn.Module):
     def __init__(self, channels: int, size: tuple[int, int], hidden: int, blocks: int, out: int, classes: int) -> None:
         super().__init__()
         steps = sizes(*size)
+        wide = widths(hidden, len(steps))
         self.enter = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.ModuleList(Residual(hidden, classes) for _ in range(blocks)) for _ in steps)
-        self.halve = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, stride=2, padding=1) for _ in steps[1:])
-        self.leave = nn.Linear(hidden * steps[-1][0] * steps[-1][1], out)
+        self.blocks = nn.ModuleList(nn.ModuleList(Residual(features, classes) for _ in range(blocks)) for features in wide)
+        self.halve = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(wide))
+        self.leave = nn.Linear(wide[-1] * steps[-1][0] * steps[-1][1], out)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         h = self.enter(x)
@@ -59,17 +68,19 @@ class Up(nn.Module):
 
     def __init__(self, features: int, size: tuple[int, int], hidden: int, blocks: int, out: int, classes: int) -> None:
         super().__init__()
-        self.sizes, self.hidden = sizes(*size)[::-1], hidden
-        self.enter = nn.Linear(features, hidden * self.sizes[0][0] * self.sizes[0][1])
-        self.blocks = nn.ModuleList(nn.ModuleList(Residual(hidden, classes) for _ in range(blocks)) for _ in self.sizes)
-        self.grow = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in self.sizes[1:])
+        self.sizes = sizes(*size)[::-1]
+        wide = widths(hidden, len(self.sizes))[::-1]
+        self.start = (wide[0], *self.sizes[0])
+        self.enter = nn.Linear(features, math.prod(self.start))
+        self.blocks = nn.ModuleList(nn.ModuleList(Residual(maps, classes) for _ in range(blocks)) for maps in wide)
+        self.grow = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(wide))
         self.last = norm(hidden)
         self.leave = nn.Conv2d(hidden, out, 3, padding=1)
 
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
-        h = self.enter(z).reshape(len(z), self.hidden, *self.sizes[0])
+        h = self.enter(z).reshape(len(z), *self.start)
         for i, blocks in enumerate(self.blocks):
-            h = self.grow[i - 1](F.interpolate(h, size=self.sizes[i], mode="nearest")) if i else h
+            h = F.interpolate(self.grow[i - 1](h), size=self.sizes[i], mode="nearest") if i else h
             for block in blocks:  # type: ignore[union-attr]
                 h = block(h, y)
         return self.leave(F.elu(self.last(h)))
