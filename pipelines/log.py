@@ -17,7 +17,7 @@ from pipelines.card import flat
 from pipelines.errors import Failed
 from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Scores
-from pipelines.storage import exists, filesystem, is_local, join, read_bytes, read_json
+from pipelines.storage import exists, filesystem, join, read_bytes, read_json
 from serve.catalogue import tracking_uri
 
 FINGERPRINT, COPIED, PARENT = "genmodels.fingerprint", "genmodels.copied", "mlflow.parentRunId"
@@ -76,13 +76,13 @@ def copy(recipe: Recipe, checkpoint: Checkpoint, scores: Scores, tune_uri: str |
 
 
 def _experiment(client: Any, recipe: Recipe) -> str:
-    """The recipe's experiment; beside an embedded database the artifacts lie in the storage, a server has a place of its own."""
+    """The recipe's experiment; an embedded database has its artifacts beside it, a server has a place of its own."""
     found = client.get_experiment_by_name(recipe.name)
     if found is not None:
         return found.experiment_id
     uri = tracking_uri(recipe.root)
     place = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts") if uri.startswith("sqlite:////") else None
-    return client.create_experiment(recipe.name, artifact_location=place if is_local(recipe.root) or place is None else None)
+    return client.create_experiment(recipe.name, artifact_location=place)
 
 
 def _run(client: Any, experiment: str, fingerprint: str, name: str, tags: Mapping[str, str]) -> str:
