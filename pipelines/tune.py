@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from genmodels.noise import derive
 from pipelines import cluster, console, storage
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
@@ -202,18 +203,23 @@ def _distribution(space: Mapping[str, Sequence[Any]]) -> Any:
 
 
 def _sampler(settings: Tune, done: Sequence[Mapping[str, Any]]) -> Any:
-    """Seeded by how many trials there are, so that a resumed search does not draw its first candidates again."""
+    """Draws candidates; Optuna's is told how the recorded ones did."""
     import optuna
     from ray.tune.search.basic_variant import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
-    seed = (settings.seed + 7919 * len(done)) % 2**32
+    seed = _seed(settings, len(done))
     if settings.search.algorithm == "random":
         return BasicVariantGenerator(random_state=seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     known = [each for each in done if each["value"] is not None]
     told = {"points_to_evaluate": [dict(each["params"]) for each in known], "evaluated_rewards": [each["value"] for each in known]}
     return OptunaSearch(metric="metric", mode="min", seed=seed, **(told if known else {}))
+
+
+def _seed(settings: Tune, done: int) -> int:
+    """Of a sampler that goes on behind so many trials: another one each time, so that it does not draw the first candidates again."""
+    return derive("tune", settings.seed, done) % 2**32
 
 
 def _scheduler(settings: Tune) -> Any:
