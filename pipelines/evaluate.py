@@ -87,7 +87,7 @@ def measure(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, *, device: s
         watch = _watcher(bar)
         labels, columns = sheet.layout(shards.event, settings.samples)
         samples = _draw(model, len(labels) if labels else settings.samples, settings.seed, labels, bar)
-        scores = (_likelihoods if scoring.has_likelihood(model) else _distances)(recipe, model, shards, watch)
+        scores = _likelihoods(recipe, model, shards, watch) if scoring.has_likelihood(model) else _distances(recipe, model, shards, bar)
         train = watch(examples(shards, "train", 1024), "nearest neighbours", shards.rows["train"])
         test = examples(shards, "test", len(samples), limit=len(samples))
         neighbours = nearest(recipe.model.family, samples, next(test, None), train, shards.event, pairs=PAIRS)
@@ -105,12 +105,12 @@ def _likelihoods(recipe: Recipe, model: GenerativeModel, shards: Shards, watch: 
     return [*(_limited(score, shards) for score in scores), *validate(recipe, model, shards, watch=watch)]
 
 
-def _distances(recipe: Recipe, model: GenerativeModel, shards: Shards, watch: Watch) -> list[Score]:
+def _distances(recipe: Recipe, model: GenerativeModel, shards: Shards, bar: console.Bar | None) -> list[Score]:
     """For a model without a likelihood: Frechet distances to test, and how near as many training examples come; then the valid one for the gate."""
-    settings, name = recipe.evaluate, recipe.model.family
-    net = features.classifier(recipe.root, shards)
+    settings, name, watch = recipe.evaluate, recipe.model.family, _watcher(bar)
+    net = features.classifier(recipe.root, shards, lambda done, total: bar.to(done, total=total, note="classifier") if bar else None)
     spaces = [space for space in (_components(recipe, shards), net) if space is not None]
-    drawn = torch.from_numpy(_draw(model, settings.generated, settings.seed, None, None))
+    drawn = torch.from_numpy(_draw(model, settings.generated, settings.seed, None, bar))
     test = _values(watch(examples(shards, "test", 1024, limit=settings.max_examples), "test", _rows(recipe, shards)))
     train = _values(examples(shards, "train", 1024, limit=settings.generated))
     scores = []
@@ -224,7 +224,7 @@ def _pictures(measured: Measured, shards: Shards) -> dict[str, bytes]:
         return {"samples.wav": sheet.wav(whole, event), "samples.png": sheet.sounds(measured.samples, event, titles)}
     found = measured.neighbours
     pairs = np.concatenate([measured.samples[found.samples], found.examples])
-    rows = [names[label] for label in measured.labels[:: measured.columns]] if names and measured.labels else []
+    rows = sheet.row_names(measured.labels, measured.columns, names)
     return {
         "samples.png": sheet.pictures(measured.samples, event, measured.columns, names=rows),
         "neighbours.png": sheet.pictures(pairs, event, len(found.samples), names=["sample", "nearest"]),

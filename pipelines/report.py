@@ -58,7 +58,7 @@ def html(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores,
         sheets=sheets(lines),
         curves=curves(lines),
         training=_training(recipe, checkpoint, lines),
-        trials=trials.shown(found) if found else None,
+        trials=trials.shown(found, scores.score("valid")) if found else None,
         scores=scores.scores,
         digits=card.digits,
         memory=memorisation(recipe.model.family, scores),
@@ -204,7 +204,11 @@ def _labels_chart(shards: Shards, about: Mapping[str, Any]) -> Any:
 
 
 def _samples_caption(recipe: Recipe, shards: Shards) -> str:
-    rows = "a row for each label" if shards.event.modality == "image" else "in the order of the labels"
+    rows = (
+        "a row for each label"
+        if shards.event.modality == "image" and recipe.evaluate.samples >= 2 * shards.event.classes
+        else "in the order of the labels"
+    )
     return f"Not chosen: samples 0, 1, 2, … of seed {recipe.evaluate.seed}{f', {rows}' if shards.event.classes else ''}."
 
 

@@ -15,11 +15,19 @@ GREY = "#7a8086"
 
 
 def layout(event: Event, n: int) -> tuple[list[int] | None, int]:
-    """Labels of the samples to draw and the sheet's columns: for a class model a row for each class (several columns of few classes)."""
+    """Labels of about n samples to draw, and the sheet's columns: a row for each class, or where that would be one sample wide, ten classes a row."""
     if not event.classes:
         return None, max(1, round(n**0.5))
-    columns = max(1, n // event.classes)
-    return [label for label in range(event.classes) for _ in range(columns)], columns
+    each = max(1, n // event.classes)
+    labels = [label for label in range(event.classes) for _ in range(each)]
+    return labels, each if each > 1 else min(10, event.classes)
+
+
+def row_names(labels: Sequence[int] | None, columns: int, names: Sequence[str]) -> list[str]:
+    """The name of each row's class; none where a row holds several."""
+    if not labels or not names or labels[0] != labels[columns - 1]:
+        return []
+    return [names[label] for label in labels[::columns]]
 
 
 def pictures(levels: np.ndarray, event: Event, columns: int, *, names: Sequence[str] = (), scale: int | None = None) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from genmodels.evaluate import Score
 from pipelines import chart
 from pipelines.card import digits
 from pipelines.recipe import Recipe
@@ -18,8 +19,9 @@ def search(recipe: Recipe, shards: Shards) -> dict[str, Any] | None:
     return read_json(join(out.uri, tune.MARKER)) if recipe.tune and out.done else None
 
 
-def shown(found: Mapping[str, Any]) -> dict[str, Any]:
-    """found: what the search left -> what the report's section holds."""
+def shown(found: Mapping[str, Any], score: Score | None = None) -> dict[str, Any]:
+    """found: what the search left -> what the report's section holds. score: the family's validation score, whose name the metric then goes by."""
+    metric = f"valid {score.name}" if score and found["metric"] == "valid" else found["metric"]
     trials = sorted(found["trials"], key=lambda trial: (trial["value"] is None, trial["value"]))
     keys, winner = list(found["space"]), found["winner"]["id"]
     scored = [trial for trial in trials if trial["value"] is not None]
@@ -27,18 +29,18 @@ def shown(found: Mapping[str, Any]) -> dict[str, Any]:
     chosen = next((index for index, trial in enumerate(scored) if trial["id"] == winner), None)
     weights = found["importance"]["values"]
     return {
-        "about": _about(found, len(scored)),
-        "metric": found["metric"],
+        "about": _about(found, metric, len(scored)),
+        "metric": metric,
         "searched": keys,
         "rows": [_row(trial, keys, winner) for trial in [*trials, *found["reseeds"]]],
-        "parallel": chart.parallel([*keys, found["metric"]], lines, chosen=chosen),
+        "parallel": chart.parallel([*keys, metric], lines, chosen=chosen),
         "importance": chart.bars([(key.rpartition(".")[2], value, None) for key, value in weights.items()], first=False),
         "method": found["importance"]["method"],
     }
 
 
-def _about(found: Mapping[str, Any], scored: int) -> str:
-    text = f"{len(found['trials'])} trials of {found['steps']:,} steps, {scored} with a score ({found['metric']}, lower is better)."
+def _about(found: Mapping[str, Any], metric: str, scored: int) -> str:
+    text = f"{len(found['trials'])} trials of {found['steps']:,} steps, {scored} with a score ({metric}, lower is better)."
     values = found["winner"]["values"]
     if len(values) > 1:
         text += (

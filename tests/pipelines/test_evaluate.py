@@ -109,6 +109,15 @@ def test_the_sheet_shows_the_samples_of_the_stated_seed_a_row_for_each_label(mad
     assert np.array_equal(np.asarray(shown.convert("L"))[:, margin:], np.asarray(alone.convert("L")))
 
 
+def test_a_sheet_of_one_sample_a_class_is_ten_wide() -> None:
+    event = Event(modality="image", shape=(1, 8, 8), levels=17, classes=10)
+    labels, columns = sheet.layout(event, 16)
+    assert (labels, columns) == (list(range(10)), 10)
+    assert sheet.row_names(labels, columns, small.LABELS) == []
+    assert sheet.row_names(*sheet.layout(event, 20), small.LABELS) == list(small.LABELS)
+    assert sheet.layout(Event(modality="image", shape=(1, 8, 8), levels=17), 64) == (None, 8)
+
+
 def test_scoring_a_part_is_said(made: Made, tmp_path: Path) -> None:
     _, checkpoint, shards, _ = made
     scores = evaluate(small.recipe(tmp_path, "evaluate.max_examples=40"), checkpoint, shards)

@@ -204,6 +204,18 @@ def test_a_copy_that_was_killed_between_points_and_their_count_leaves_no_point_t
     assert [point.step for point in client.get_metric_history(run, "loss")] == [1, 2, 3, 4]
 
 
+def test_a_searchs_trials_are_child_runs(world: World, client: Any, tmp_path: Path) -> None:
+    trial = {"id": "00000", "params": {"train.lr": 0.01}, "value": 2.5, "step": 100, "seconds": 3.0, "status": "finished"}
+    failed = {**trial, "id": "00001", "value": None, "status": "failed", "message": "diverged"}
+    write_json(str(tmp_path / "tune.json"), {"trials": [trial, failed], "reseeds": []})
+    runs = {log.copy(world.recipe(name="search"), *world.worse, str(tmp_path)) for _ in range(2)}
+    (parent,) = runs
+    experiment = client.get_run(parent).info.experiment_id
+    children = client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'", order_by=["attributes.run_name"])
+    assert [(run.info.run_name, run.info.status) for run in children] == [("trial 00000", "FINISHED"), ("trial 00001", "FAILED")]
+    assert children[0].data.params == {"train.lr": "0.01"} and children[0].data.metrics == {"valid": 2.5, "seconds": 3.0}
+
+
 def test_mlflow_down_is_one_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
