@@ -17,6 +17,9 @@ from pipelines.records import Checkpoint, Deployment, Scores, Shards, Version
 from pipelines.shards import manifest
 from pipelines.storage import exists, join, read_bytes, write_bytes
 
+VERSION = 1
+"""Raised when the same records would give another page than before."""
+
 SHEETS = 8
 """Sheets drawn during training that are shown, evenly taken."""
 
@@ -25,10 +28,13 @@ Pairs = list[tuple[str, Any]]
 
 
 def write(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores, version: Version, deployment: Deployment) -> str:
-    """Writes the report of these records -> its URI."""
+    """Writes the report of these records, if it is not there yet -> its URI."""
     settings = recipes.dump(recipe)
-    name = fingerprint("report", settings, shards.fingerprint, scores.fingerprint, version.fingerprint, deployment.receipt)
-    uri = join(recipe.root, "reports", f"{recipe.name}-{name}", "report.html")
+    inputs = (shards.fingerprint, scores.fingerprint, version.fingerprint, deployment.receipt)
+    uri = join(recipe.root, "reports", f"{recipe.name}-{fingerprint('report', VERSION, settings, *inputs)}", "report.html")
+    if exists(uri):
+        console.done("report", uri)
+        return uri
     with console.stage("report", total=1) as bar:
         write_bytes(uri, html(recipe, shards, checkpoint, scores, version, deployment).encode())
         bar.to(1)
