@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from genmodels import evaluate as scoring
 from genmodels.core import Batch, Event
 from genmodels.noise import Noise
 from pipelines import card, features, sheet
+from pipelines import recipe as recipes
 from pipelines.evaluate import evaluate, output
 from pipelines.memory import nearest
 from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Scores, Shards
 from pipelines.shards import examples
+from pipelines.storage import read_bytes, upload
 from tests.pipelines import small
 
 Made = tuple[Recipe, Checkpoint, Shards, Scores]
@@ -71,6 +74,16 @@ def test_the_fingerprint_follows_what_matters_and_no_place(made: Made, tmp_path:
     assert output(small.recipe(tmp_path, "evaluate.seed=1"), checkpoint, shards).fingerprint != name
     other = small.checkpoint(tmp_path, shards, seed=1)
     assert output(recipe, other, shards).fingerprint != name
+
+
+def test_an_object_store_gets_the_same_bytes_as_a_disk(made: Made) -> None:
+    recipe, checkpoint, shards, scores = made
+    upload(Path(checkpoint.uri), "memory://bucket/trained")
+    remote = recipes.check({**recipes.dump(recipe), "storage": "memory://bucket/runs"})
+    found = evaluate(remote, replace(checkpoint, uri="memory://bucket/trained"), shards)
+    assert found.artifact.startswith("memory://bucket/runs/models/small-")
+    assert (found.scores, found.digest, found.fingerprint) == (scores.scores, scores.digest, scores.fingerprint)
+    assert read_bytes(found.samples) == Path(scores.samples).read_bytes()
 
 
 def test_the_model_folder_carries_scores_samples_and_a_card(made: Made, tmp_path: Path) -> None:
