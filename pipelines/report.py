@@ -30,7 +30,7 @@ Pairs = list[tuple[str, Any]]
 def write(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores, version: Version, deployment: Deployment) -> str:
     """Writes the report of these records, if it is not there yet -> its URI."""
     settings = recipes.dump(recipe)
-    inputs = (shards.fingerprint, scores.fingerprint, version.fingerprint, deployment.receipt)
+    inputs = (shards.fingerprint, scores.digest, version.fingerprint, version.champion, version.reason, deployment.receipt)
     uri = join(recipe.root, "reports", f"{recipe.name}-{fingerprint('report', VERSION, settings, *inputs)}", "report.html")
     if exists(uri):
         console.done("report", uri)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,11 @@ def test_writing_it_twice_gives_the_same_bytes_at_the_same_place(run: Run) -> No
     content = read_bytes(first)
     assert first.startswith(f"{run.recipe.root}/reports/small-") and first.endswith("/report.html")
     assert write(*arguments) == first and read_bytes(first) == content
+    dethroned = replace(run.version, champion=False, reason="version 4 is champion by now")
+    assert write(*arguments[:4], dethroned, run.deployment) != first
 
 
 def test_a_run_without_search_sheets_or_log_has_a_page_too(run: Run, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     recipe = small.recipe(tmp_path)
     checkpoint = replace(run.checkpoint, log=str(tmp_path / "none.jsonl"))
     text = Page(html(recipe, run.shards, checkpoint, run.scores, replace(run.version, champion=False), run.deployment)).text
