@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from genmodels.core import Batch, Decodes, Event, Metrics, Objective, Optimizer, Trained
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.residual import Up, sizes, widths
-from genmodels.nn.scaling import rounded, scaled
+from genmodels.nn.scaling import rounded, scaled, wide
 from genmodels.noise import Noise
 
 Loss = Literal["non-saturating", "wgan-gp"]
@@ -108,7 +108,7 @@ class GAN(Trained, Decodes):
         real = self._blurred(scaled(batch.x, self.event.levels), noise, "critic.real")
         with torch.no_grad():
             fake = self._fakes(batch, noise, "critic")
-        at_real, at_fake = self.critic(real, batch.y), self.critic(fake, batch.y)
+        at_real, at_fake = wide(self.critic(real, batch.y)), wide(self.critic(fake, batch.y))
         if self.config.loss == "wgan-gp":
             share = noise.uniform("critic.share")[:, None, None, None]
             between = share * real + (1 - share) * fake
@@ -121,7 +121,7 @@ class GAN(Trained, Decodes):
         return loss.mean(), {"real_minus_fake": apart, "penalty": penalty.detach().mean()}
 
     def generator_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        at_fake = self.critic(self._fakes(batch, noise, "generator"), batch.y)
+        at_fake = wide(self.critic(self._fakes(batch, noise, "generator"), batch.y))
         loss = -at_fake.mean() if self.config.loss == "wgan-gp" else F.softplus(-at_fake).mean()
         return loss, {}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from genmodels.core import Batch, Classifies, Density, Event, Metrics, Objective, Optimizer, Progressive, Tempered, Trained
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
-from genmodels.nn.scaling import scaled
+from genmodels.nn.scaling import scaled, wide
 from genmodels.noise import Noise, categorical
 
 
@@ -136,7 +136,7 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
         return -self._nats(x, y)
 
     def _nats(self, x: Tensor, y: Tensor | None, noise: Noise | None = None) -> Tensor:
-        logits = self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise)
+        logits = wide(self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise))
         return F.cross_entropy(logits.flatten(0, -2), x.flatten().long(), reduction="none").reshape(len(x), -1).sum(1)
 
     def objectives(self) -> list[Objective]:

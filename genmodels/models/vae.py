@@ -17,7 +17,7 @@ from torch.distributions import Normal
 from genmodels.core import Batch, Bounded, Decodes, Encodes, Event, Metrics, Objective, Optimizer, Trained
 from genmodels.nn.likelihood import LogisticMixture
 from genmodels.nn.residual import Down, Up
-from genmodels.nn.scaling import scaled
+from genmodels.nn.scaling import scaled, wide
 from genmodels.noise import Noise
 
 ROWS = 512
@@ -64,7 +64,8 @@ class VAE(Trained, Bounded, Encodes, Decodes):
             return self.likelihood(z.to(self.device), self.condition(y, len(z))).mode()
 
     def posterior(self, x: Tensor, y: Tensor | None) -> Normal:
-        mean, log_scale = self.encoder(scaled(x, self.event.levels, self.encoder.leave.weight.dtype), y).chunk(2, dim=1)
+        out = self.encoder(scaled(x, self.event.levels, self.encoder.leave.weight.dtype), y)
+        mean, log_scale = wide(out).chunk(2, dim=1)
         return Normal(mean, torch.exp(log_scale.clamp(-10, 5)))
 
     def likelihood(self, z: Tensor, y: Tensor | None) -> LogisticMixture:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from genmodels.core import Batch, Classifies, Density, Event, Metrics, Objective, Optimizer, Progressive, Tempered, Trained
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
+from genmodels.nn.scaling import wide
 from genmodels.noise import Noise, categorical
 
 
@@ -126,7 +127,7 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
 
     def _nats(self, x: Tensor, y: Tensor | None, length: Tensor | None, noise: Noise | None = None) -> Tensor:
         """(B,) nats of each row's valid steps."""
-        logits = self.logits(self.embed(x), y, noise)
+        logits = wide(self.logits(self.embed(x), y, noise))
         nats = F.cross_entropy(logits.flatten(0, 1), x.flatten().long(), reduction="none").reshape(x.shape)
         return nats.sum(1) if length is None else (nats * (torch.arange(self.steps, device=x.device) < length[:, None])).sum(1)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.nn.scaling import scaled
+from genmodels.nn.scaling import scaled, wide
 from genmodels.noise import categorical
 
 
@@ -41,7 +41,7 @@ class LogisticMixture:
         """raw (B, parameters, H, W), as a network puts it out. Scales stay between a hundredth of a level and the whole range."""
         batch, _, height, width = raw.shape
         pairs = channels * (channels - 1) // 2
-        parts = raw.reshape(batch, -1, 1 + 2 * channels + pairs, height, width)
+        parts = wide(raw).reshape(batch, -1, 1 + 2 * channels + pairs, height, width)
         weights, means, scales, coefficients = parts.split([1, channels, channels, pairs], dim=2)
         narrowest = math.log(0.02 / (levels - 1))
         return cls(weights[:, :, 0], means, (scales - 2).clamp(min=narrowest, max=2.0), torch.tanh(coefficients), levels)

@@ -296,6 +296,20 @@ def test_loss_is_a_mean_over_rows(family: str, event: str) -> None:
         torch.testing.assert_close(sum(parts), whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
 
 
+@pytest.mark.parametrize(("family", "event"), cases(EVENTS, Trained))
+def test_loss_is_counted_in_float32_under_autocast(family: str, event: str) -> None:
+    model = shaken(family, EVENTS[event])
+    assert isinstance(model, Trained)
+    batch = batch_of(EVENTS[event], 8)
+    noise = Noise(0, position=batch.position, step=3)
+    for objective in model.objectives():
+        plain = objective.loss(batch, noise)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = objective.loss(batch, noise)[0]
+        assert narrow.dtype == torch.float32
+        torch.testing.assert_close(narrow, plain, rtol=0.1, atol=0.05)
+
+
 def gradient(objective: Objective, batch: Batch, noise: Noise) -> Tensor:
     """The loss and its gradient in one vector."""
     loss, metrics = objective.loss(batch, noise)
