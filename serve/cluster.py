@@ -6,13 +6,16 @@ noticing. Ray is started by whoever calls; nothing here talks to the registry.
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -21,6 +24,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+import genmodels
 from serve.app import build
 from serve.directory import Directory
 from serve.schema import Description, Draw, Drawn, Problem, Settings, Target, Weigh, Weighed
@@ -30,6 +34,13 @@ PREFIX = "genmodels."
 RETRY_AFTER = 1
 """Seconds after which a client that was turned away may ask again."""
 ATTEMPTS = 5
+_CARE = {
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 30,
+    "graceful_shutdown_wait_loop_s": 0.2,
+    "graceful_shutdown_timeout_s": 20,
+    "max_constructor_retry_count": 3,
+}
 PATIENCE = 900.0 if os.environ.get("GENMODELS_AUTOSCALING") else 120.0
 """Seconds for replicas to start; a cluster that has to start a node for them takes minutes."""
 T = TypeVar("T")
@@ -157,12 +168,11 @@ def _ingress(settings: Settings, models: Sequence[str]) -> serve.Application:
         "max_ongoing_requests": 4 * settings.max_queue + 100,  # it only waits; the models' own queues say when it is too much
         "max_queued_requests": 4 * settings.max_queue,
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER},
-        "health_check_period_s": 10,
-        "health_check_timeout_s": 30,
+        **_CARE,
         "ray_actor_options": {"num_cpus": min(0.1, settings.cpus_per_replica)},
         "user_config": {"models": list(models), "settings": asdict(settings)},
     }
-    return serve.deployment(Ingress, name="Ingress", **options).bind(token_hash())
+    return _deployment(Ingress, options, token_hash())
 
 
 def _replicas(target: Target, settings: Settings) -> serve.Application:
@@ -177,10 +187,28 @@ def _replicas(target: Target, settings: Settings) -> serve.Application:
         "num_replicas": settings.replicas,
         "max_ongoing_requests": max(2, settings.max_batch),
         "max_queued_requests": settings.max_queue,
-        "health_check_period_s": 10,
-        "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": 20,
+        **_CARE,
         "ray_actor_options": actor,
         "user_config": {**asdict(target), "aliases": list(target.aliases)},
     }
-    return serve.deployment(Replica, name="Replica", **options).bind(asdict(settings))
+    return _deployment(Replica, options, asdict(settings))
+
+
+def _deployment(kind: Any, options: Mapping[str, Any], argument: Any) -> serve.Application:
+    """A deployment whose replicas are started anew only when their code or their argument changes; else a new user_config is all they get.
+
+    Ray Serve gives each run a random version, by which every replica would be replaced: so the version is ours (the keyword is Ray's own, not
+    public; tests/serve/test_cluster.py sees that it does what it did).
+    """
+    version = hashlib.blake2b(json.dumps([_code(), argument]).encode(), digest_size=8).hexdigest()
+    deployment = serve.deployment(kind, name=kind.__name__, **options)
+    return deployment.options(version=version, _internal=True).bind(argument)
+
+
+def _code() -> str:
+    """Hash of what a replica runs of ours."""
+    digest = hashlib.blake2b(digest_size=8)
+    for package in (genmodels, sys.modules[__package__ or "serve"]):
+        for file in sorted(Path(next(iter(package.__path__))).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
