@@ -55,6 +55,10 @@ class Critic(nn.Module):
         self.halve = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(wide))
         self.mix = nn.Conv2d(wide[-1], wide[-1], 3, padding=1)
         self.leave = nn.Linear(wide[-1] * steps[-1][0] * steps[-1][1], 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.kaiming_normal_(layer.weight, 0.2)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         label = self.label(x.new_zeros(len(x), self.embedding, *x.shape[2:]), y)
@@ -95,12 +99,22 @@ class GAN(Trained, Decodes):
         self.generator, self.critic = Generator(event, config), Critic(event, config)
 
     def objectives(self) -> list[Objective]:
-        critic = "critic" if self.config.loss == "wgan-gp" else "discriminator"
-        optimizer = Optimizer(lr=5e-4, betas=(0.5, 0.9) if critic == "critic" else (0.5, 0.99), clip=0.0)
-        players = (self.critic, self.critic_loss, critic, 1), (self.generator, self.generator_loss, "generator", self.config.critic_steps)
+        wasserstein = self.config.loss == "wgan-gp"
+        betas = (0.0, 0.9) if wasserstein else (0.0, 0.99)  # without momentum the game does not overshoot
         return [
-            Objective(name=name, loss=loss, parameters=list(player.parameters()), every=every, optimizer=optimizer)
-            for player, loss, name, every in players
+            Objective(
+                name="critic" if wasserstein else "discriminator",
+                loss=self.critic_loss,
+                parameters=list(self.critic.parameters()),
+                optimizer=Optimizer(lr=2e-3, betas=betas, clip=0.0),
+            ),
+            Objective(
+                name="generator",
+                loss=self.generator_loss,
+                parameters=list(self.generator.parameters()),
+                every=self.config.critic_steps,
+                optimizer=Optimizer(lr=1e-3 if wasserstein else 5e-4, betas=betas, clip=0.0),
+            ),
         ]
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
