@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines import plan
 from pipelines.deploy import deploy
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
@@ -31,4 +32,5 @@ def until(last: str, recipe: Recipe) -> dict[str, Any]:
         made[name] = record
         if name == last:
             break
+    plan.remember(recipe)
     return made

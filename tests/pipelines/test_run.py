@@ -78,6 +78,7 @@ def test_a_laptop_goes_the_whole_way_and_nothing_is_done_twice(tmp_path: Path) -
     changed, _ = genmodels("plan", recipe, "--set", "evaluate.samples=30", cwd=tmp_path)
     states = {step["stage"]: step["state"] for step in changed}
     assert states["train"] == "done" and states["evaluate"] == "would run" and states["register"] == "waits"
+    assert next(step["why"] for step in changed if step["stage"] == "evaluate") == "since the last run: evaluate.samples 20 -> 30"
 
     drawn, _ = genmodels("sample", "models:/small@champion", "-n", "3", "--seed", "5", "--label", "7", cwd=tmp_path)
     answered, _ = genmodels("score", "models:/small@champion", drawn[-1]["file"], "--label", "7", cwd=tmp_path)
