@@ -18,6 +18,12 @@ EVENTS = {
 }
 """A family is tried on every event of its modalities."""
 
+FULL = {
+    "image": Event(modality="image", shape=(1, 28, 28), levels=256, classes=10),
+    "audio": Event(modality="audio", shape=(400,), levels=256, sample_rate=8000, companding="mu-law", classes=10),
+}
+"""Events of the size that recipes have: products of other shapes may take other kernels."""
+
 COUNTABLE = {
     "binary": Event(modality="image", shape=(1, 3, 3), levels=2),
     "grey": Event(modality="image", shape=(1, 2, 2), levels=4, classes=2),

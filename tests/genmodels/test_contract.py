@@ -28,7 +28,7 @@ from genmodels.core import (
 )
 from genmodels.noise import Noise
 from genmodels.zoo import MODELS, build
-from tests.genmodels.conftest import COUNTABLE, EVENTS, TINY, cases, examples, labels, shaken, states
+from tests.genmodels.conftest import COUNTABLE, EVENTS, FULL, TINY, cases, examples, labels, shaken, states
 
 
 @contextmanager
@@ -91,6 +91,17 @@ def test_a_sample_depends_on_its_own_request_alone(family: str, event: str) -> N
     assert torch.equal(few, all_rows[4:6])
     for row, index in enumerate(order):
         assert torch.equal(mixed[row], all_rows[index]) == bool(row % 2), f"row {row} holds sample {index}"
+
+
+@pytest.mark.parametrize(("family", "event"), cases(FULL))
+def test_a_row_s_bytes_do_not_depend_on_its_place_at_full_size(family: str, event: str) -> None:
+    model, one = shaken(family, FULL[event]), torch.ones(BLOCK)
+    y = torch.arange(BLOCK) % 10
+    order = torch.randperm(BLOCK, generator=torch.Generator().manual_seed(2))
+    rows = model.sample_rows([3] * BLOCK, range(BLOCK), y=y, temperature=one)
+    moved = model.sample_rows([3 if i % 3 else 4 for i in range(BLOCK)], order.tolist(), y=y[order], temperature=one)
+    for row, index in enumerate(order.tolist()):
+        assert torch.equal(moved[row], rows[index]) == bool(row % 3), f"row {row} holds sample {index}"
 
 
 @pytest.mark.parametrize(("family", "event"), cases(EVENTS))
