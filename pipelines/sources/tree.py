@@ -145,11 +145,19 @@ def retried(call: Callable[[], T], url: str, path: str = "") -> T:
             return call()
         except Stop:
             raise
-        except Exception as error:  # each filesystem has a family of errors of its own
+        except Exception as raised:  # each filesystem has a family of errors of its own
+            error = _cause(raised)
             if wait is None or _final(error):
                 raise Failed(unreachable(error, url, path)) from error
             time.sleep(wait)
     raise AssertionError
+
+
+def _cause(error: Exception) -> Exception:
+    """Over http, fsspec says "not found" of whatever goes wrong; what it was is the error's cause."""
+    while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def unreachable(error: Exception, url: str, path: str = "") -> str:
