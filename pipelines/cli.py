@@ -97,7 +97,7 @@ def serve(
 ) -> None:
     """Keep an endpoint up until Ctrl-C."""
     from pipelines import deploy as deployment
-    from pipelines.recipe import Serve
+    from pipelines.sections import Serve
 
     deployment.serve_forever(models, storage=storage, settings=Serve(host=host, port=port, replicas=replicas))
 

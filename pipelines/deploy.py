@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from pipelines import cluster, console
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint
-from pipelines.recipe import Recipe, Serve
+from pipelines.recipe import Recipe
 from pipelines.records import Deployment, Output, Version, to_json
+from pipelines.sections import Serve
 from pipelines.storage import exists, join, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:

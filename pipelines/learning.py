@@ -26,8 +26,9 @@ from genmodels.evaluate import Score, has_likelihood, validation
 from genmodels.train import Record, Schedule, TrainConfig, Training
 from pipelines import features
 from pipelines.errors import Refused
-from pipelines.recipe import Recipe, Train
+from pipelines.recipe import Recipe
 from pipelines.records import Shards
+from pipelines.sections import Train
 from pipelines.shards import Stream, examples, manifest
 
 VALIDATION_SEED, VALIDATION_BATCH = 0, 128

@@ -18,8 +18,9 @@ from pipelines import buckets, cluster, console, parts, storage
 from pipelines.errors import Failed, Refused, Stop
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.parts import Bad, Work
-from pipelines.recipe import Data, Recipe
+from pipelines.recipe import Recipe
 from pipelines.records import Output, Shards
+from pipelines.sections import Data
 from pipelines.shards import open_shards, parquet
 from pipelines.sources import open_source
 from pipelines.sources.labels import Labels, ordered
@@ -201,6 +202,7 @@ def _quarantine(where: str, rejected: Sequence[Bad]) -> None:
 def _names(folder: str) -> list[str]:
     """The parts that exist."""
     fs, path = storage.filesystem(folder)
+    fs.invalidate_cache()
     found = fs.ls(path, detail=False) if fs.exists(path) else []
     names = [name.rpartition("/")[2] for name in found]
     return sorted(name for name in names if name.endswith(".parquet"))
@@ -209,6 +211,7 @@ def _names(folder: str) -> list[str]:
 def _clean(where: str, keep: set[str]) -> None:
     """Takes away what a killed run left half written, and the buckets' notes."""
     fs, path = storage.filesystem(where)
+    fs.invalidate_cache()  # the workers have written since it was last listed
     for name in fs.ls(path, detail=False):
         if name.rstrip("/").rpartition("/")[2] not in keep:
             fs.rm(name, recursive=True)

@@ -16,8 +16,9 @@ from pipelines import cluster, console, storage
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.importance import importance
-from pipelines.recipe import Recipe, Tune, check, dump, put
+from pipelines.recipe import Recipe, check, dump, put
 from pipelines.records import Output, Shards
+from pipelines.sections import Tune
 from pipelines.train import CPUS, decisive, one_line
 
 VERSION = 1

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from pipelines import storage
 from pipelines.errors import Refused, unknown
-from pipelines.recipe import Data
+from pipelines.sections import Data
 from pipelines.sources.arrays import IDX_IMAGES, Idx, Npz, ParquetFiles
 from pipelines.sources.bundled import Digits, Tones
 from pipelines.sources.folder import Folder

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.errors import Failed
-from pipelines.recipe import Label
+from pipelines.sections import Label
 from pipelines.sources.source import Source
 
 

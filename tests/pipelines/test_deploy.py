@@ -17,8 +17,9 @@ import pytest
 from genmodels import artifact, load, media
 from pipelines import deploy
 from pipelines.errors import Failed, Refused
-from pipelines.recipe import Recipe, Serve, check
+from pipelines.recipe import Recipe, check
 from pipelines.records import Version
+from pipelines.sections import Serve
 from pipelines.storage import read_bytes, read_json
 from serve.media_types import levels_hash
 from tests.serve.conftest import save

@@ -23,8 +23,9 @@ from PIL import Image
 from genmodels import media
 from pipelines import parts, prepare, shards
 from pipelines.fingerprint import libraries
-from pipelines.recipe import Data, Model, Recipe, Train
+from pipelines.recipe import Recipe
 from pipelines.records import Shards
+from pipelines.sections import Data, Model, Train
 from tests.genmodels.test_media import encoded
 
 pytestmark = pytest.mark.ray
@@ -295,7 +296,7 @@ GOLDEN = {
     "content": "f1598ec33caccd3d",
     "bytes": "@BYTES",
 }
-"""Of digits. Where `content` changes, VERSION of what changed it must rise; `bytes` may change with the libraries alone, which are in the fingerprint."""
+"""Of digits. Where `content` changes, the VERSION of what changed it must rise; `bytes` may change with the libraries: the fingerprint has them."""
 
 
 def test_the_bytes_of_digits_never_change_without_a_version(ray_session: object, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import Failed, Refused
-from pipelines.recipe import Data, Label
+from pipelines.sections import Data, Label
 from pipelines.sources import open_source
 from pipelines.sources.arrays import read_idx
 from pipelines.sources.bundled import PITCHES, plucked
