@@ -6,7 +6,8 @@ arXiv:1611.09482.
 
 We differ from the paper in three ways. The first causal convolution has width 1 (an embedding of the previous sample's level), so that the
 receptive field is 1 + (k - 1) * sum of dilations and no sample more. That embedding starts out smooth in the level, so that neighbouring levels
-need not be learnt to be neighbours: 1.4 bits a sample fewer after 75 steps on plucked strings. The last layer has no residual output, since nothing would read it.
+need not be learnt to be neighbours: 1.4 bits a sample fewer after 75 steps on plucked strings. The last layer has no residual output, since
+nothing would read it.
 """
 
 import math
