@@ -281,8 +281,7 @@ class Density(GenerativeModel):
         x = self.examples(x)
         length = None if length is None else length.to(self.device, torch.int64)
         if self.event.classes == 0 or y is not None:
-            y = None if y is None or self.event.classes == 0 else self.labels(y, len(x))
-            return self.conditional_log_prob(x, y=y, c=c, length=length)
+            return self.conditional_log_prob(x, y=self.condition(y, len(x)), c=c, length=length)
         return torch.logsumexp(self.joint_log_prob(x, c, length=length), dim=-1)
 
     @final

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from genmodels.core import CAPABILITIES, Batch, Event, capabilities
+from genmodels.core import CAPABILITIES, Batch, Density, Event, capabilities
 from genmodels.zoo import MODELS, build
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -72,3 +72,11 @@ def test_every_capability_is_somebody_s_or_waits_for_its_family() -> None:
     known = {name for family in MODELS.values() for name in capabilities(family)}
     assert known <= set(CAPABILITIES)
     assert {"density", "bounded", "encodes", "decodes", "tempered", "progressive", "classifies"} <= known
+
+
+def test_a_label_is_refused_where_there_are_none() -> None:
+    event = Event(modality="image", shape=(1, 2, 2), levels=2)
+    model = build("gated_pixelcnn", event, hidden=2, layers=1, head=2)
+    assert isinstance(model, Density)
+    with pytest.raises(ValueError, match=r"^a label was given to an unlabelled model; leave it out$"):
+        model.log_prob(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
