@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from serve.schema import unknown
+from serve.names import unknown
 
 ARTIFACT_TAG, DIGEST_TAG = "genmodels.artifact", "genmodels.digest"
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[^/@]+))?")

@@ -12,11 +12,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray import serve
@@ -43,7 +43,6 @@ _CARE = {
 }
 PATIENCE = 900.0 if os.environ.get("GENMODELS_AUTOSCALING") else 120.0
 """Seconds for replicas to start; a cluster that has to start a node for them takes minutes."""
-T = TypeVar("T")
 
 
 class Replicas:
@@ -62,10 +61,14 @@ class Replicas:
     async def score(self, asked: Weigh) -> Weighed:
         return await self._ask(lambda: self._handle.score.remote(asked))
 
-    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, call: Callable[[], Any]) -> Any:
         for attempt in range(ATTEMPTS):
+            response = call()
             try:
-                return await call()
+                return await response
+            except asyncio.CancelledError:  # nobody waits for it any more: the replica shall know
+                response.cancel()
+                raise
             except BackPressureError:
                 raise Problem(429, "overloaded", "too many requests wait already; ask again", {"Retry-After": str(RETRY_AFTER)}) from None
             except RayTaskError as error:

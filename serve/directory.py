@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from serve.schema import Description, Draw, Drawn, Problem, Weigh, Weighed, unknown
+from serve.names import unknown
+from serve.schema import Description, Draw, Drawn, Problem, Weigh, Weighed
 
 FRESH = 1.0
 """Seconds for which a model's description is not asked for again."""

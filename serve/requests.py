@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from serve import media_types
-from serve.schema import DRAWN_SEEDS, Description, Draw, Label, Problem, SampleRequest, ScoreRequest, Weigh, unknown
+from serve.names import unknown
+from serve.schema import DRAWN_SEEDS, Description, Draw, Label, Problem, SampleRequest, ScoreRequest, Weigh
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -1,13 +1,14 @@
 """What goes over the wire: requests, answers, receipts, and the errors of RFC 9457; and what the endpoint asks of a replica."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from serve.names import unknown
 
 SEEDS = 2**63
 DRAWN_SEEDS = 2**53
@@ -243,10 +244,3 @@ class Weighed:
     nats: NDArray[np.float64]
     protocol: str
     description: Description
-
-
-def unknown(kind: str, got: str, known: Iterable[str]) -> str:
-    """`unknown model 'digit'; did you mean 'digits'?`, or what is known where nothing is near."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
-    return f"unknown {kind} {got!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}")
