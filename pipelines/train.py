@@ -160,12 +160,14 @@ def _conclude(out: Output, recipe: Recipe, log: str) -> Checkpoint:
 def _checkpoints(uri: str) -> list[str]:
     """Ray's checkpoints in a training's folder."""
     fs, path = storage.filesystem(uri)
+    fs.invalidate_cache()
     return sorted(fs.glob(f"{path}/checkpoint_*/state.json"))
 
 
 def _clear(uri: str) -> None:
     """A finished training needs its checkpoints no more."""
     fs, path = storage.filesystem(uri)
+    fs.invalidate_cache()
     for entry in fs.glob(f"{path}/checkpoint_*"):
         if not entry.endswith(MARKER):
             fs.rm(entry, recursive=True)
