@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.errors import Stop, unknown
+from pipelines.errors import Stop
+from serve.names import unknown
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer keeps its copy of click private
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from pipelines.errors import Refused, unknown
+from pipelines.errors import Refused
 from pipelines.sections import Data, Evaluate, Model, ObjectiveOptimizer, Register, Section, Serve, Train, Tune
 from pipelines.storage import absolute
+from serve.names import unknown
 
 SHIPPED = Path(__file__).parent / "recipes"
 

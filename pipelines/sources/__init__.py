@@ -4,7 +4,7 @@ import re
 from pathlib import PurePosixPath
 
 from pipelines import storage
-from pipelines.errors import Refused, unknown
+from pipelines.errors import Refused
 from pipelines.sections import Data
 from pipelines.sources.arrays import IDX_IMAGES, Idx, Npz, ParquetFiles
 from pipelines.sources.bundled import Digits, Tones
@@ -12,6 +12,7 @@ from pipelines.sources.folder import Folder
 from pipelines.sources.published import BinarizedMnist, FashionMnist, Fsdd, Mnist
 from pipelines.sources.source import Source
 from pipelines.sources.tree import Tree, tree_at
+from serve.names import unknown
 
 NAMED = ("binarized_mnist", "digits", "fashion_mnist", "fsdd", "mnist", "tones")
 
