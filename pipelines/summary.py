@@ -89,7 +89,7 @@ def _scores(scores: Scores) -> None:
             continue
         error = f" ± {score.stderr:.3f}" if score.stderr is not None else ""
         unit = f" {score.unit}" if score.unit else ""
-        what = score.protocol if score.name == score.unit else f"{score.name}: {score.protocol}"
+        what = score.protocol if score.name == score.unit or score.protocol.startswith(score.name) else f"{score.name}: {score.protocol}"
         _line(score.model, f"{score.value:.3f}{error}{unit}  ({what}; {score.n:,} {score.split})", wide=True)
     _line("samples", scores.samples)
 
