@@ -13,6 +13,7 @@ dict of an artifact's model.json, for instance {"modality": "image", "height": 2
 {"modality": "audio", "sample_rate": 8000, "seconds": 1.0, "levels": 256, "companding": "mu-law", "window": "all", "hop": None}.
 """
 
+import functools
 import io
 import json
 import re
@@ -52,7 +53,8 @@ def levels_from_image(data: bytes, settings: Settings) -> Levels:
 
 def levels_from_picture(picture: Image.Image, settings: Settings) -> Levels:
     """A picture of mode L or RGB -> (C, H, W) uint8 levels."""
-    fitted = _fit(picture.convert("L" if settings["channels"] == 1 else "RGB"), settings["width"], settings["height"], settings["fit"])
+    mode = "L" if settings["channels"] == 1 else "RGB"
+    fitted = _fit(picture if picture.mode == mode else picture.convert(mode), settings["width"], settings["height"], settings["fit"])
     pixels = np.asarray(fitted).reshape(settings["height"], settings["width"], settings["channels"])
     return quantise(pixels.transpose(2, 0, 1), settings["levels"])
 
@@ -87,14 +89,12 @@ def _to_pixels(count: int) -> Levels:
 
 def _decoded(data: bytes, settings: Settings) -> Image.Image:
     """The upright first frame in mode L or RGB."""
-    formats = [name for name in _readable() if name not in _PROGRAMS]
-    with Image.open(io.BytesIO(data), formats=formats) as file:
+    with Image.open(io.BytesIO(data), formats=_formats()) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels; at most {MAX_PIXELS} are decoded")
-        turned = _orientation(file) > 4
-        width, height = (settings["height"], settings["width"]) if turned else (settings["width"], settings["height"])
         if file.format == "JPEG" and file.mode in ("L", "RGB", "YCbCr"):
-            file.draft(None, (2 * width, 2 * height))
+            side = 2 * max(settings["height"], settings["width"])  # whichever way it will be turned
+            file.draft(None, (side, side))
         file.load()
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels; at most {MAX_PIXELS} are decoded")
@@ -122,9 +122,11 @@ def _orientation(file: Image.Image) -> int:
         return 1
 
 
-def _readable() -> list[str]:
+@functools.cache
+def _formats() -> list[str]:
+    """Every format that Pillow reads by itself."""
     Image.init()
-    return list(Image.ID)
+    return [name for name in Image.ID if name not in _PROGRAMS]
 
 
 def _flat(file: Image.Image) -> Image.Image:
@@ -142,7 +144,9 @@ def _flat(file: Image.Image) -> Image.Image:
     if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
         layer = file.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return file.convert("L") if file.mode in ("L", "1") else file.convert("RGB")
+    if file.mode in ("L", "RGB"):
+        return file
+    return file.convert("L" if file.mode == "1" else "RGB")
 
 
 def _fit(picture: Image.Image, width: int, height: int, fit: str) -> Image.Image:

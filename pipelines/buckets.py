@@ -129,7 +129,7 @@ def _sides(rows: pa.Table, fractions: Mapping[str, float]) -> NDArray[np.int64]:
 
 def _write(work: Work, cut: Cut, rows: pa.Table, split: str, bucket: int) -> dict[str, Any]:
     name = f"{split}-{bucket:05d}.parquet"
-    levels = np.frombuffer(b"".join(rows.column("levels").to_pylist()), np.uint8).reshape(len(rows), *cut.event.shape)
+    levels = _levels(rows).reshape(len(rows), *cut.event.shape)
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(levels)
     values = {"id": rows.column("id"), "levels": tensor, "label": rows.column("class"), "source": rows.column("source")}
     if cut.event.modality == "audio":
@@ -144,6 +144,14 @@ def _write(work: Work, cut: Cut, rows: pa.Table, split: str, bucket: int) -> dic
     return {**entry, **_histograms(work, cut, rows, levels)}
 
 
+def _levels(rows: pa.Table) -> NDArray[np.uint8]:
+    """(n x row bytes,) uint8: the column as it lies in memory."""
+    chunks = [chunk for chunk in rows.column("levels").chunks if len(chunk)]
+    width = rows.schema.field("levels").type.byte_width
+    views = [np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width :][: len(chunk) * width] for chunk in chunks]
+    return np.concatenate(views)
+
+
 def group_rows(event: Event) -> int:
     """Rows of a row group: a power of two, about GROUP_BYTES of levels, at most 8192."""
     return 2 ** min(13, max(4, (GROUP_BYTES // event.dims).bit_length() - 1))
@@ -151,7 +159,8 @@ def group_rows(event: Event) -> int:
 
 def _histograms(work: Work, cut: Cut, rows: pa.Table, levels: NDArray[np.uint8]) -> dict[str, Any]:
     """How often each level and each label comes; padding is not counted."""
-    count = np.bincount(levels.ravel(), minlength=cut.event.levels)
+    blocks = (levels[start : start + 1024].ravel() for start in range(0, len(levels), 1024))  # bincount takes eight times their memory
+    count = np.sum([np.bincount(block, minlength=cut.event.levels) for block in blocks], axis=0)
     if cut.event.modality == "audio":
         silence = int(media.encode(np.zeros(1), cut.event.levels, cut.event.companding)[0])
         count[silence] -= levels.size - int(rows.column("length").to_numpy().sum())

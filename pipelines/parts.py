@@ -25,6 +25,7 @@ VERSION = 1
 """Raised when the same input and settings would give another part than before."""
 
 FILES_PER_BATCH = 256
+BATCH_BYTES = 16 * 2**20
 FILES_PER_PART = 4096
 PART_BYTES = 64 * 2**20
 
@@ -68,9 +69,8 @@ def gather(work: Work, bounds: Range, names: Sequence[str]) -> dict[str, Any]:
             used.append(name if mine == keys else _subset(work, name, mine, bounds))
             bad += [entry for entry in rejected if entry[0] in mine]
             left -= mine
-    for batch in _batches(wanted, left, work):
-        name, rejected = _decode(work, batch, bounds)
-        used.append(name)
+    for keys, rows, rejected in _decoded(work, _among(wanted, "key", left)):
+        used.append(_write(work, rows, rejected, keys, bounds))
         bad += rejected
     return {"parts": used, "bad": bad, **_summary(work, used)}
 
@@ -99,32 +99,44 @@ def _held(work: Work, name: str) -> tuple[set[str], list[Bad]]:
     return keys | {entry[0] for entry in stands}, stands
 
 
-def _batches(wanted: pa.Table, left: set[str], work: Work) -> Iterator[pa.Table]:
-    """The inputs still to decode, in parts' worth."""
-    todo = _among(wanted, "key", left)
-    each = max(1, min(FILES_PER_PART, PART_BYTES // row_bytes(work.settings))) if isinstance(work.source, Files) else 1
-    for start in range(0, len(todo), each):
-        yield todo.slice(start, each)
+def _decoded(work: Work, todo: pa.Table) -> Iterator[tuple[list[str], pa.Table, list[Bad]]]:
+    """The inputs in parts' worth, decoded: the keys of a part's inputs, its rows, and the bad ones among the inputs."""
+    keys, tables, bad = [], [], []
+    for batch in _batches(todo, isinstance(work.source, Files)):
+        rows, rejected = _decode(work, batch)
+        keys += batch.column("key").to_pylist()
+        tables.append(rows)
+        bad += rejected
+        if len(keys) >= FILES_PER_PART or sum(map(len, tables)) * row_bytes(work.settings) >= PART_BYTES:
+            yield keys, pa.concat_tables(tables), bad
+            keys, tables, bad = [], [], []
+    if keys:
+        yield keys, pa.concat_tables(tables), bad
 
 
-def _decode(work: Work, inputs: pa.Table, bounds: Range) -> tuple[str, list[Bad]]:
-    if isinstance(work.source, Files):
-        rows, bad = _from_files(work, work.source, inputs)
-    else:
-        assert isinstance(work.source, Containers)
-        rows, bad = _from_containers(work, work.source, inputs)
-    return _write(work, rows, bad, inputs.column("key").to_pylist(), bounds), bad
+def _batches(todo: pa.Table, many: bool) -> Iterator[pa.Table]:
+    """As many inputs as are decoded at once: files up to a number and a weight, containers one by one."""
+    start, weight = 0, 0
+    for i, size in enumerate(todo.column("size").to_pylist()):
+        if i > start and (not many or i - start == FILES_PER_BATCH or weight + size > BATCH_BYTES):
+            yield todo.slice(start, i - start)
+            start, weight = i, 0
+        weight += size
+    if len(todo) > start:
+        yield todo.slice(start)
+
+
+def _decode(work: Work, inputs: pa.Table) -> tuple[pa.Table, list[Bad]]:
+    if isinstance(work.source, Containers):
+        return _from_containers(work, work.source, inputs)
+    assert isinstance(work.source, Files)
+    return _from_files(work, work.source, inputs)
 
 
 def _from_files(work: Work, source: Files, inputs: pa.Table) -> tuple[pa.Table, list[Bad]]:
-    decoder, tables, bad = _decoder(work.settings, work.seconds), [], []
-    for start in range(0, len(inputs), FILES_PER_BATCH):
-        batch = inputs.slice(start, FILES_PER_BATCH)
-        names = batch.column("source").to_pylist()
-        rows, reasons = decoder.decode([source.local(name) or source.read(name) for name in names])
-        tables.append(_complete(rows, batch))
-        bad += _bad(batch, reasons)
-    return pa.concat_tables(tables), bad
+    names = inputs.column("source").to_pylist()
+    rows, reasons = _decoder(work.settings, work.seconds).decode([source.local(name) or source.read(name) for name in names])
+    return _complete(rows, inputs), _bad(inputs, reasons)
 
 
 def _from_containers(work: Work, source: Containers, inputs: pa.Table) -> tuple[pa.Table, list[Bad]]:

@@ -42,7 +42,7 @@ def prepare(recipe: Recipe) -> Shards:
         return open_shards(inputs.output.uri)
     if inputs.count == 0:
         raise Failed(
-            f"data.source {recipe.data.source} holds no files; wanted {recipe.data.modality} files (hidden ones, texts and tables aside)"
+            f"data.source {recipe.data.source} holds no files; wanted {recipe.data.modality} files there; hidden ones, texts and tables do not count"
         )
     try:
         if inputs.unwritten is not None:
@@ -144,7 +144,8 @@ def _make(recipe: Recipe, inputs: Inputs) -> None:
         gathered = _gathered(inputs, bar)
         rejected = sorted(tuple(entry) for done in gathered for entry in done["bad"])
         _quarantine(where, rejected)
-        _bearable(recipe.data, rejected, inputs.count, where)
+        rows = sum(done["rows"] for done in gathered)
+        _bearable(recipe.data, rejected, inputs.count if inputs.each is None else rows + len(rejected), where)
         cut = _cut(recipe, inputs, gathered)
         work = inputs.work
         filled = sorted(_map(lambda bucket: buckets.fill(work, cut, bucket), range(1 << cut.bits)), key=lambda done: done["bucket"])
@@ -187,7 +188,7 @@ def _bearable(data: Data, rejected: Sequence[Bad], count: int, where: str) -> No
         return
     _, source, reason, _ = min(rejected, key=lambda entry: entry[1])
     list_of = f"the first: {source}: {reason} (all of them: {where}/quarantine.parquet)"
-    if len({entry[0] for entry in rejected}) >= count and len(rejected) >= count:
+    if len(rejected) >= count:
         raise Failed(f"none of the {count} inputs of {data.source} could be read; {list_of}")
     if len(rejected) > (data.max_bad if data.max_bad >= 1 else data.max_bad * count):
         raise Failed(f"{len(rejected)} of {count} inputs could not be read, data.max_bad={data.max_bad:g} allows fewer; {list_of}")

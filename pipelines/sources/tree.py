@@ -229,7 +229,7 @@ def _cut(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 def _kept(uri: str) -> pa.Table | None:
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)), use_threads=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas
 import pytest
+import s3fs
 from PIL import Image
 
 from pipelines import prepare, shards
@@ -40,7 +41,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / ".git").mkdir(parents=True)
     (tmp_path / "data" / "README.md").write_text("nothing here")
     said = refused(tmp_path / "runs", tmp_path / "data")
-    assert said == f"data.source {tmp_path}/data holds no files; wanted image files there (hidden ones, texts and tables aside)"
+    assert said == f"data.source {tmp_path}/data holds no files; wanted image files there; hidden ones, texts and tables do not count"
 
 
 def test_storage_that_is_a_file(tmp_path: Path) -> None:
@@ -54,7 +55,15 @@ def test_asking_what_would_be_done_needs_no_storage(tmp_path: Path) -> None:
     assert not prepare.output(recipe(tmp_path / "runs", pictures(tmp_path / "data", 3))).done
 
 
-def test_s3_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fresh_s3() -> Iterator[None]:
+    """fsspec keeps S3 filesystems with the credentials of their first use."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_s3_without_credentials(fresh_s3: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -109,8 +118,8 @@ def test_a_file_given_more_time_is_tried_again(ray_session: object, tmp_path: Pa
     data = pictures(tmp_path / "data", 3)
     whole = encoded(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
-    (data / "slow.jpg").write_bytes(whole[:last] + whole[last:-2] * 40 + whole[-2:])
-    first = prepare.prepare(recipe(tmp_path / "runs", data, max_bad=1, seconds_per_file=0.05))
+    (data / "slow.jpg").write_bytes(whole[:last] + whole[last:-2] * 200 + whole[-2:])
+    first = prepare.prepare(recipe(tmp_path / "runs", data, max_bad=1, seconds_per_file=1))
     assert shards.manifest(first)["quarantined"] == 1
     shutil.rmtree(first.uri)
     assert sum(prepare.prepare(recipe(tmp_path / "runs", data, max_bad=0, seconds_per_file=60)).rows.values()) == 4
