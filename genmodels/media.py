@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
 VERSION = 1
 """Raised when the same file and settings would give other levels than before."""
@@ -95,12 +95,22 @@ def _decoded(data: bytes, settings: Settings) -> Image.Image:
         if file.format == "JPEG" and file.mode in ("L", "RGB", "YCbCr"):
             side = 2 * max(settings["height"], settings["width"])  # whichever way it will be turned
             file.draft(None, (side, side))
-        file.load()
+        _load(file)
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels; at most {MAX_PIXELS} are decoded")
         picture = _flat(file)
         method = _TURNS.get(_orientation(file))
     return picture.transpose(method) if method is not None else picture
+
+
+def _load(file: ImageFile.ImageFile) -> None:
+    """Decodes the pixels. In a PNG, chunks that are broken behind the last of them do not count."""
+    try:
+        file.load()
+    except Exception:
+        # Pillow empties `tile` when the pixels are decoded, reads a PNG's last chunks, and only then lets go of `fp`.
+        if file.format != "PNG" or file.tile or file.fp is None:
+            raise
 
 
 _TURNS = {

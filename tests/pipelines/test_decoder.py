@@ -31,7 +31,7 @@ def shade(value: int) -> bytes:
 
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
-    made = Decoder(TINY, seconds=1.5)
+    made = Decoder(TINY, seconds=60)
     yield made
     made.close()
 
@@ -45,14 +45,15 @@ def test_rows_are_what_media_makes_of_each_file(decoder: Decoder, tmp_path: Path
     assert bad == {1: "cannot identify image", 3: "No such file or directory"}
 
 
-def test_a_file_that_takes_for_ever_is_cut_off_and_the_others_are_kept(decoder: Decoder) -> None:
-    decoder.decode([shade(0)])
+def test_a_file_that_takes_for_ever_is_cut_off_and_the_others_are_kept() -> None:
+    decoder = Decoder(TINY, seconds=3)
     begun = time.monotonic()
     rows, bad = decoder.decode([shade(1), endless(), shade(2), b"", shade(3)])
-    assert time.monotonic() - begun < 10
+    decoder.close()
+    assert time.monotonic() - begun < 30
     assert [row[0] for row in rows.column("levels").to_pylist()] == [1, 2, 3]
     assert rows.column("index").to_pylist() == [0, 2, 4]
-    assert bad == {1: "not decoded within 1.5 s", 3: "cannot identify image"}
+    assert bad == {1: "not decoded within 3 s", 3: "cannot identify image"}
 
 
 def test_a_vast_picture_is_refused_without_the_memory_for_it(decoder: Decoder) -> None:
