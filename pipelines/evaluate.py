@@ -127,11 +127,12 @@ def _distances(recipe: Recipe, model: GenerativeModel, shards: Shards, bar: cons
 
 
 def validate(recipe: Recipe, model: GenerativeModel, shards: Shards, *, watch: Watch | None = None) -> list[Score]:
-    """The one number of the gate, on the whole valid split (a list, empty where the model has none there)."""
+    """The one number of the gate, on the valid split or as much of it as of the test split (a list, empty where the model has none there)."""
     settings = recipe.evaluate
     if not shards.rows.get("valid"):
         return []
-    batches = (watch or _watcher(None))(examples(shards, "valid", settings.batch_size), "valid", shards.rows["valid"])
+    rows = min(shards.rows["valid"], settings.max_examples or shards.rows["valid"])
+    batches = (watch or _watcher(None))(examples(shards, "valid", settings.batch_size, limit=rows), "valid", rows)
     space = None if scoring.has_likelihood(model) else _components(recipe, shards)
     score = scoring.validation(model, batches, seed=settings.seed, features=space, iwae=settings.iwae, name=recipe.model.family)
     return [] if score is None else [score]

@@ -188,7 +188,7 @@ class Evaluate(Section):
     iwae: Annotated[int, Field(ge=1)] = 64
     """k of the IWAE bound, for families that have bounds in place of a likelihood."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
-    """Score only that many test examples, taken in hash order; said in the protocol."""
+    """Score only that many examples of the test split, and of the valid one for the gate, in hash order; said in the protocol."""
     samples: Annotated[int, Field(ge=1)] = 64
     """Samples on the sheet."""
     generated: Annotated[int, Field(ge=16)] = 2048
