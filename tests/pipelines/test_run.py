@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import yaml
 
 from genmodels import media
@@ -107,6 +108,7 @@ def test_s3_and_a_registry_on_postgresql_carry_a_whole_run(tmp_path: Path) -> No
         with pytest.MonkeyPatch.context() as patch:
             for key, value in s3.items():
                 patch.setenv(key, value)
+            s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps a file system made for another endpoint
             assert storage.exists(result["report"])
 
 
