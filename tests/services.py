@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,7 +115,13 @@ def ray_head(folder: Path, *, environment: dict[str, str]) -> Iterator[str]:
     """A Ray head as a cluster would run it -> its dashboard's URL."""
     port, dashboard = free_port(), free_port()
     command = [str(MODULES / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4"]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder / 'ray'}", "--disable-usage-stats"]
-    with process(command, log=folder / "ray.log", env={**os.environ, **environment}):
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short,  # a socket's path has at most 107 bytes
+        process(
+            [*command, f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={short}", "--disable-usage-stats"],
+            log=folder / "ray.log",
+            env={**os.environ, **environment},
+        ),
+    ):
         wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), seconds=90, what="Ray's dashboard")
         yield f"http://127.0.0.1:{dashboard}"

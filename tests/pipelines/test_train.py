@@ -186,7 +186,7 @@ def test_what_cannot_be_done_is_said(shards: Shards, tmp_path: Path) -> None:
     )
 
 
-CHANGES = (*TINY, "train.steps=400", "train.workers=2", "train.valid_every=150", "train.checkpoint_every=50")
+CHANGES = (*TINY, "train.steps=1600", "train.workers=2", "train.valid_every=400", "train.checkpoint_every=50")
 
 ALONE = """
 import sys, torch
