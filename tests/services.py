@@ -120,7 +120,7 @@ def ray_head(folder: Path, *, environment: dict[str, str]) -> Iterator[str]:
         process(
             [*command, f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={short}", "--disable-usage-stats"],
             log=folder / "ray.log",
-            env={**os.environ, **environment},
+            env={**os.environ, "PATH": f"{MODULES}:{os.environ['PATH']}", **environment},
         ),
     ):
         wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), seconds=90, what="Ray's dashboard")
