@@ -120,6 +120,8 @@ def _located(model: str, storage: str) -> "Target":
 @contextmanager
 def _serving(settings: Serve, *, other_port: bool) -> Iterator[tuple[str, Put]]:
     """Ray Serve's proxy -> its URL and how to put models behind it. On a local Ray it ends with the block."""
+    if cluster.on_cluster() and settings.port == 0:
+        raise Refused("serve.port is 0, any free one, which is for a local Ray alone; name the cluster's port, as --set serve.port=8000")
     port = settings.port if cluster.on_cluster() else _port(settings.host, settings.port, other=other_port)
     ray = cluster.connect()
     from serve import cluster as endpoint

@@ -114,7 +114,7 @@ def test_s3_and_a_registry_on_postgresql_carry_a_whole_run(tmp_path: Path) -> No
 
 def test_a_job_on_a_cluster_goes_on_from_what_is_done(tmp_path: Path) -> None:
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.environ["RAY_AUTH_TOKEN_PATH"]}
-    recipe = write(tmp_path)
+    recipe = write(tmp_path, serve={"port": services.free_port()})
     with services.ray_head(tmp_path, environment=environment) as address:
         _, log = genmodels("submit", recipe, "--address", address, environment=environment, cwd=tmp_path)
         assert "live at" in log
