@@ -174,6 +174,7 @@ class Tune(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     steps: Annotated[int, Field(ge=1)] = 500
     concurrency: Annotated[int, Field(ge=1)] = 2
+    """Trials at once; each takes its share of train.threads."""
     workers_per_trial: Annotated[int, Field(ge=1)] = 1
     time_budget: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which no further trial starts and running ones stop."""

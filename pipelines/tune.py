@@ -96,7 +96,9 @@ def _with(recipe: Recipe, params: Params) -> Recipe:
 
 def _trial_recipe(recipe: Recipe, params: Params, settings: Tune, seed: int) -> Recipe:
     """The short training that judges a candidate."""
+    threads = max(1, recipe.train.threads // settings.concurrency)  # trials that share cores with too many threads take ten times as long
     short = {"steps": settings.steps, "valid_every": max(1, settings.steps // LOOKS), "checkpoint_every": settings.steps, "best": False}
+    short["threads"] = threads
     changes = {**{f"train.{key}": value for key, value in short.items()}, "train.seed": seed, "train.workers": settings.workers_per_trial}
     return _with(recipe, {**changes, **params})
 
