@@ -56,7 +56,8 @@ def registry(recipe: Recipe) -> Iterator[Any]:
         said = _without_password(uri, f"MLflow at {uri} did not do its part: {said}")
         raise Failed(f"{said}; what is trained and scored is kept: run again") from error
     finally:
-        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]  # back to no default, and to the environment as it was
+        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]  # back to no default
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # and to the environment as it was: MLflow leaves its own mark there, also when nested
         os.environ.update({} if given is None else {"MLFLOW_TRACKING_URI": given})
 
 

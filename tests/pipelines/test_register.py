@@ -1,6 +1,7 @@
 """The registry: a version a model folder, champion through the gate alone, the log copied once; and what is said when MLflow is down."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -227,3 +228,10 @@ def test_mlflow_down_is_one_line(world: World, monkeypatch: pytest.MonkeyPatch) 
     said = str(failure.value)
     assert said.startswith(f"MLflow at http://user:…@127.0.0.1:{port} did not do its part: ")
     assert said.endswith("what is trained and scored is kept: run again") and "\n" not in said and "secret" not in said
+
+
+def test_sessions_with_the_registry_leave_the_environment_as_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with log.registry(world.recipe()), log.registry(world.recipe()):
+        assert "MLFLOW_TRACKING_URI" in os.environ
+    assert "MLFLOW_TRACKING_URI" not in os.environ
