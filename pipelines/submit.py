@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -147,7 +148,12 @@ def _wheel(folder: Path) -> Path:
     source = Path(__file__).resolve().parents[1]
     if not (source / "pyproject.toml").exists():
         raise Refused(f"no source tree around {source}; submit from a checkout, which the wheel is built from")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    clean = folder / "source"  # in the checkout setuptools would leave a build/ behind, and ship what an older one still holds
+    for part in ("genmodels", "pipelines", "serve"):
+        shutil.copytree(source / part, clean / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(source / part, clean / part)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(clean)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
         raise Failed(f"the wheel could not be built: {' '.join(built.stderr.split())[-300:]}")
