@@ -59,6 +59,11 @@ class Noise:
         seeds = self.seeds if len(self.seeds) == 1 else self.seeds[start:stop]
         return Noise(seeds, position=self.position[start:stop], step=self.step)
 
+    def pick(self, rows: Tensor) -> "Noise":
+        """The same numbers for some of the rows; rows (n,) int64."""
+        seeds = self.seeds if len(self.seeds) == 1 else [self.seeds[row] for row in rows.tolist()]
+        return Noise(seeds, position=self.position[rows.to(self.position.device)], step=self.step)
+
     def to(self, device: torch.device | str) -> "Noise":
         return Noise(self.seeds, position=self.position.to(device), step=self.step)
 

@@ -9,18 +9,17 @@ R and G, in place of feature maps split in three: the two stacks then run once a
 (3) A learnt map over positions is added to the first layer, which helps small centred pictures.
 """
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.core import Batch, Classifies, Density, Event, Metrics, Objective, Optimizer, Progressive, Tempered, Trained
+from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
 from genmodels.nn.scaling import scaled, wide
-from genmodels.noise import Noise, categorical
+from genmodels.noise import Noise
 
 
 class GatedLayer(nn.Module):
@@ -55,33 +54,26 @@ class GatedLayer(nn.Module):
 
 @dataclass
 class Canvas:
-    """A picture half drawn, and the activations that later pixels will need. Nobody but its owner holds it; advance makes a new one."""
+    """What later pixels will need of a picture half drawn."""
 
-    uniforms: Tensor
-    """(B, C, H, W) float32: the randomness of every sub-pixel."""
-    temperature: Tensor
-    """(B, 1) float32."""
     y: Tensor | None
     """(B,) int64."""
-    x: Tensor
-    """(B, C, H, W) uint8 levels, 0 where nothing is drawn yet."""
-    step: int = 0
-    """The pixel that comes next, in raster order."""
-    above: list[Tensor] = field(default_factory=list)
+    row: Tensor
+    """(B, C, W) levels of the row being drawn, 0 where nothing is drawn yet."""
+    above: list[Tensor]
     """A layer's (B, features, reach, W): the rows that its vertical kernel covers above the next one."""
-    hints: list[Tensor] = field(default_factory=list)
+    hints: list[Tensor]
     """A layer's (B, 2 hidden, 1, W): what the rows above tell the pixels of this row."""
-    left: list[Tensor] = field(default_factory=list)
+    left: list[Tensor]
     """A layer's (B, features, 1, reach + W): its horizontal input in this row, zeros left of the picture."""
+    h: Tensor
+    """(B, hidden, 1, 1): the horizontal stack at the present pixel."""
+    step: int = 0
+    """The sub-pixel that comes next: channels of a pixel, pixels of a row, rows."""
 
-    def copy(self) -> "Canvas":
-        lists = {name: [tensor.clone() for tensor in getattr(self, name)] for name in ("above", "hints", "left")}
-        return replace(self, x=self.x.clone(), **lists)
 
-
-class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas]):
+class GatedPixelCNN(Trained, Autoregressive):
     modalities = frozenset({"image"})
-    temperature_scales = "the logits of every sub-pixel"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -108,7 +100,6 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
         if event.levels == 0:
             raise ValueError(f"GatedPixelCNN models levels; got {event}")
         channels, height, width = event.shape
-        self.steps = height * width
         features = [channels + 1, *[config.hidden] * config.layers]
         self.layers = nn.ModuleList(
             GatedLayer(features[i], config.hidden, config.kernel, event.classes, first=i == 0, last=i == config.layers - 1)
@@ -132,60 +123,47 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
         columns = [head(torch.cat([h, z[:, :c]], dim=1)) for c, head in enumerate(self.heads)]
         return torch.stack(columns, dim=1).movedim(2, -1)
 
-    def conditional_log_prob(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, length: Tensor | None) -> Tensor:
-        return -self._nats(x, y)
-
-    def _nats(self, x: Tensor, y: Tensor | None, noise: Noise | None = None) -> Tensor:
+    def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
         logits = wide(self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise))
-        return F.cross_entropy(logits.flatten(0, -2), x.flatten().long(), reduction="none").reshape(len(x), -1).sum(1)
+        return -F.cross_entropy(logits.flatten(0, -2), x.flatten().long(), reduction="none").reshape(x.shape)
 
     def objectives(self) -> list[Objective]:
         optimizer = Optimizer(lr=2e-3, betas=(0.9, 0.99))
         return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=optimizer)]
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Nats a sub-pixel, averaged over the rows."""
-        loss = self._nats(batch.x, batch.y, noise if self.training else None).mean() / self.event.dims
-        return loss, {"bits_per_dim": loss.detach() / math.log(2)}
+    def start(self, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Canvas:
+        channels, _, width = self.event.shape
+        layers, zeros = self._layers(), self.place.new_zeros
+        return Canvas(
+            y=y,
+            row=torch.zeros(n, channels, width, dtype=torch.uint8, device=self.device),
+            above=[zeros(n, layer.vertical.in_channels, layer.reach, width) for layer in layers],
+            hints=[zeros(n, 2 * self.config.hidden, 1, width) for _ in layers],
+            left=[zeros(n, layer.vertical.in_channels, 1, layer.reach + width) for layer in layers],
+            h=zeros(n, self.config.hidden, 1, 1),
+        )
 
-    @torch.no_grad()
-    def begin(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Canvas:
-        blank = torch.zeros(len(noise), *self.event.shape, dtype=torch.uint8, device=self.device)
-        canvas = Canvas(uniforms=noise.uniform("levels", self.event.shape), temperature=temperature[:, None], y=y, x=blank)
-        width = self.event.shape[2]
-        for layer in self._layers():
-            features, reach = layer.vertical.in_channels, layer.reach
-            canvas.above.append(self.place.new_zeros(len(noise), features, reach, width))
-            canvas.hints.append(self.place.new_zeros(len(noise), 2 * self.config.hidden, 1, width))
-            canvas.left.append(self.place.new_zeros(len(noise), features, 1, reach + width))
-        return canvas
+    def predict(self, memory: Canvas) -> Tensor:
+        row, column, channel = self._next(memory)
+        if channel == 0:
+            memory.h = self._next_features(memory, row, column)
+        earlier = scaled(memory.row[:, :channel, column, None, None], self.event.levels, memory.h.dtype)
+        return self.heads[channel](torch.cat([memory.h, earlier], dim=1))[..., 0, 0]
 
-    @torch.no_grad()
-    def advance(self, state: Canvas, k: int) -> Canvas:
-        canvas, width = state.copy(), self.event.shape[2]
-        for _ in range(min(k, self.steps - state.step)):
-            row, column = divmod(canvas.step, width)
-            self._draw_pixel(canvas, row, column)
-            canvas.step += 1
+    def take(self, memory: Canvas, level: Tensor) -> None:
+        _, column, channel = self._next(memory)
+        channels, _, width = self.event.shape
+        memory.row[:, channel, column] = level.to(torch.uint8)
+        memory.step += 1
+        if channel == channels - 1:
+            memory.left[0][..., self._layers()[0].reach + column] = self._input(memory.row[:, :, None, column, None])[..., 0]
             if column == width - 1:
-                self._finish_row(canvas, row)
-        return canvas
+                self._finish_row(memory)
 
-    def read(self, state: Canvas) -> Tensor:
-        return state.x
-
-    @torch.no_grad()
-    def next_logits(self, state: Canvas) -> Tensor:
-        """(B, K) logits of the next pixel's first channel, from the kept activations."""
-        row, column = divmod(state.step, self.event.shape[2])
-        return self._channel_logits(self._next_features(state.copy(), row, column), state, row, column, 0)
-
-    def _draw_pixel(self, canvas: Canvas, row: int, column: int) -> None:
-        h = self._next_features(canvas, row, column)
-        for c in range(self.event.shape[0]):
-            logits = self._channel_logits(h, canvas, row, column, c) / canvas.temperature
-            canvas.x[:, c, row, column] = categorical(logits, canvas.uniforms[:, c, row, column]).to(torch.uint8)
-        canvas.left[0][..., self._layers()[0].reach + column] = self._input(canvas.x[:, :, row, column, None, None])[..., 0]
+    def _next(self, memory: Canvas) -> tuple[int, int, int]:
+        """Row, column and channel of the sub-pixel that comes next."""
+        pixel, channel = divmod(memory.step, self.event.shape[0])
+        return *divmod(pixel, self.event.shape[2]), channel
 
     def _next_features(self, canvas: Canvas, row: int, column: int) -> Tensor:
         """The horizontal stack at one pixel, from what is kept of its left and of the rows above -> (B, hidden, 1, 1)."""
@@ -198,13 +176,9 @@ class GatedPixelCNN(Trained, Classifies, Density, Tempered, Progressive[Canvas])
             h = h + self.place[:, row, column, None, None] if i == 0 else h
         return F.elu(h)
 
-    def _channel_logits(self, h: Tensor, canvas: Canvas, row: int, column: int, c: int) -> Tensor:
-        earlier = scaled(canvas.x[:, :c, row, column, None, None], self.event.levels, h.dtype)
-        return self.heads[c](torch.cat([h, earlier], dim=1))[..., 0, 0]
-
-    def _finish_row(self, canvas: Canvas, row: int) -> None:
+    def _finish_row(self, canvas: Canvas) -> None:
         """The vertical stack over the row just drawn: what the next row will hear of."""
-        v = self._input(canvas.x[:, :, row, None])
+        v = self._input(canvas.row[:, :, None])
         for i, layer in enumerate(self._layers()):
             seen = torch.cat([canvas.above[i], v], dim=2)
             risen = layer.vertical(F.pad(seen, (layer.reach, layer.reach, 0, 0)))

@@ -11,17 +11,17 @@ nothing would read it.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.core import Batch, Classifies, Density, Event, Metrics, Objective, Optimizer, Progressive, Tempered, Trained
+from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
 from genmodels.nn.scaling import wide
-from genmodels.noise import Noise, categorical
+from genmodels.noise import Noise
 
 
 class DilatedLayer(nn.Module):
@@ -40,29 +40,14 @@ class DilatedLayer(nn.Module):
         return x if self.residual is None else x + self.residual(out), self.skip(out)
 
 
-@dataclass
-class Tape:
-    """A sound half drawn, and a ring of past activations a layer. Features come first and rows last: a row is a lane of every product."""
-
-    uniforms: Tensor
-    """(B, T) float32: the randomness of every sample."""
-    temperature: Tensor
-    """(1, B) float32."""
-    labels: list[Tensor]
-    """A layer's (2 residual, B): what bias and class add to its taps."""
-    x: Tensor
-    """(B, T) uint8 levels, 0 where nothing is drawn yet."""
-    rings: list[Tensor]
-    """A layer's (memory, residual, B): its input of the last `memory` steps, that of step t in slot t % memory."""
-    step: int = 0
-
-
 @dataclass(frozen=True)
 class Weights:
     """The convolutions as the products that one step takes; pairs are (matrix, bias column)."""
 
     taps: list[Tensor]
     """A layer's (2 residual, kernel * residual), the oldest tap first."""
+    labels: list[Tensor]
+    """A layer's (2 residual, B): what bias and class add to its taps."""
     residuals: list[tuple[Tensor, Tensor]]
     skip: tuple[Tensor, Tensor]
     """All layers' skips at once: the sum over layers is inside the product."""
@@ -70,9 +55,20 @@ class Weights:
     out: tuple[Tensor, Tensor]
 
 
-class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
+@dataclass
+class Tape:
+    """What later samples will need of a sound half drawn. Features come first and rows last: a row is a lane of every product."""
+
+    weights: Weights
+    x: Tensor
+    """(residual, B): the embedded sample before the next one, zeros before the first."""
+    rings: list[Tensor]
+    """A layer's (memory, residual, B): its input of the last `memory` steps, that of step t in slot t % memory."""
+    step: int = 0
+
+
+class WaveNet(Trained, Autoregressive):
     modalities = frozenset({"audio"})
-    temperature_scales = "the logits of every sample"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -99,7 +95,6 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
         super().__init__(event, config)
         if event.levels == 0:
             raise ValueError(f"WaveNet models levels; got {event}")
-        self.steps = event.shape[0]
         self.levels = nn.Embedding(event.levels, config.residual)
         with torch.no_grad():
             self.levels.weight.copy_(_waves(event.levels, config.residual))
@@ -126,58 +121,43 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
             total = total + skip
         return self.out(F.relu(self.hidden(F.relu(total)))).transpose(1, 2)
 
-    def conditional_log_prob(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, length: Tensor | None) -> Tensor:
-        return -self._nats(x, y, length)
-
-    def _nats(self, x: Tensor, y: Tensor | None, length: Tensor | None, noise: Noise | None = None) -> Tensor:
-        """(B,) nats of each row's valid steps."""
+    def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
         logits = wide(self.logits(self.embed(x), y, noise))
-        nats = F.cross_entropy(logits.flatten(0, 1), x.flatten().long(), reduction="none").reshape(x.shape)
-        return nats.sum(1) if length is None else (nats * (torch.arange(self.steps, device=x.device) < length[:, None])).sum(1)
+        return -F.cross_entropy(logits.flatten(0, 1), x.flatten().long(), reduction="none").reshape(x.shape)
 
     def objectives(self) -> list[Objective]:
         return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=4e-3))]
 
-    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Nats of each row's valid steps over the event's dims, averaged over the rows."""
-        nats = self._nats(batch.x, batch.y, batch.length, noise if self.training else None)
-        valid = self.steps if batch.length is None else batch.length.clamp(min=1)
-        return nats.mean() / self.event.dims, {"bits_per_dim": (nats.detach() / valid).mean() / math.log(2)}
-
-    @torch.no_grad()
-    def begin(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Tape:
-        blank = torch.zeros(len(noise), self.steps, dtype=torch.uint8, device=self.device)
+    def start(self, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Tape:
+        layers, zeros = self._layers(), self.out.weight.new_zeros
         return Tape(
-            uniforms=noise.uniform("levels", (self.steps,)),
-            temperature=temperature[None],
-            labels=[layer.label(_column(layer.taps).T.expand(len(noise), -1), y).T.contiguous() for layer in self._layers()],
-            x=blank,
-            rings=[self.out.weight.new_zeros(layer.memory, self.config.residual, len(noise)) for layer in self._layers()],
+            weights=self._weights([layer.label(_column(layer.taps).T.expand(n, -1), y).T.contiguous() for layer in layers]),
+            x=zeros(self.config.residual, n),
+            rings=[zeros(layer.memory, self.config.residual, n) for layer in layers],
         )
 
-    @torch.no_grad()
-    def advance(self, state: Tape, k: int) -> Tape:
-        tape = replace(state, x=state.x.clone(), rings=[ring.clone() for ring in state.rings])
-        weights = self._weights()
-        for _ in range(min(k, self.steps - state.step)):
-            logits = self._step(tape, weights) / tape.temperature
-            tape.x[:, tape.step] = categorical(logits.T, tape.uniforms[:, tape.step]).to(torch.uint8)
-            tape.step += 1
-        return tape
+    def predict(self, memory: Tape) -> Tensor:
+        weights, x, outs = memory.weights, memory.x, []
+        for i, (dilation, ring) in enumerate(zip(self.config.dilations, memory.rings, strict=True)):
+            slots = [(memory.step - j * dilation) % len(ring) for j in range(self.config.kernel - 1, 0, -1)]
+            seen = torch.cat([*(ring[slot] for slot in slots), x])
+            ring[slots[0]] = x
+            filtered, gated = torch.addmm(weights.labels[i], weights.taps[i], seen).chunk(2)
+            outs.append(torch.tanh(filtered) * torch.sigmoid(gated))
+            x = x + _mix(weights.residuals[i], outs[-1]) if i < len(weights.residuals) else x
+        total = _mix(weights.skip, torch.cat(outs))
+        return _mix(weights.out, F.relu(_mix(weights.hidden, F.relu(total)))).T
 
-    def read(self, state: Tape) -> Tensor:
-        return state.x
+    def take(self, memory: Tape, level: Tensor) -> None:
+        memory.x = self.levels(level).T
+        memory.step += 1
 
-    @torch.no_grad()
-    def next_logits(self, state: Tape) -> Tensor:
-        """(B, K) logits of the next sample, from the kept activations."""
-        return self._step(replace(state, rings=[ring.clone() for ring in state.rings]), self._weights()).T
-
-    def _weights(self) -> Weights:
+    def _weights(self, labels: list[Tensor]) -> Weights:
         layers = self._layers()
         residuals = [layer.residual for layer in layers if layer.residual is not None]
         return Weights(
             taps=[layer.taps.weight.movedim(2, 1).flatten(1) for layer in layers],
+            labels=labels,
             residuals=[_matrix(residual) for residual in residuals],
             skip=(
                 torch.cat([layer.skip.weight[..., 0] for layer in layers], dim=1),
@@ -186,20 +166,6 @@ class WaveNet(Trained, Classifies, Density, Tempered, Progressive[Tape]):
             hidden=_matrix(self.hidden),
             out=_matrix(self.out),
         )
-
-    def _step(self, tape: Tape, weights: Weights) -> Tensor:
-        """Logits (K, B) of the next sample; its activations enter the rings."""
-        x = self.levels(tape.x[:, tape.step - 1].long()).T if tape.step else torch.zeros_like(tape.rings[0][0])
-        outs = []
-        for i, (dilation, ring) in enumerate(zip(self.config.dilations, tape.rings, strict=True)):
-            slots = [(tape.step - j * dilation) % len(ring) for j in range(self.config.kernel - 1, 0, -1)]
-            seen = torch.cat([*(ring[slot] for slot in slots), x])
-            ring[slots[0]] = x
-            filtered, gated = torch.addmm(tape.labels[i], weights.taps[i], seen).chunk(2)
-            outs.append(torch.tanh(filtered) * torch.sigmoid(gated))
-            x = x + _mix(weights.residuals[i], outs[-1]) if i < len(weights.residuals) else x
-        total = _mix(weights.skip, torch.cat(outs))
-        return _mix(weights.out, F.relu(_mix(weights.hidden, F.relu(total))))
 
     def _layers(self) -> list[DilatedLayer]:
         return list(self.layers)  # type: ignore[arg-type]

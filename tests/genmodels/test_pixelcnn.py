@@ -82,15 +82,10 @@ def test_kept_activations_give_the_full_networks_logits(shape: tuple[int, int, i
     y = torch.arange(5) % classes if classes else None
     state = model.begin(Noise(4, position=range(5)), y=y, c=None, temperature=torch.ones(5))
     with torch.no_grad():
-        for step in range(model.steps):
-            full = model.logits(scaled(model.read(state), levels, torch.float64), y)[:, 0].flatten(1, 2)[:, step]
+        for place in model.order.tolist():
+            full = model.logits(scaled(model.read(state), levels, torch.float64), y).flatten(1, 3)[:, place]
             torch.testing.assert_close(model.next_logits(state), full, rtol=1e-10, atol=1e-10)
             state = model.advance(state, 1)
-        # Channels after the first: what was drawn is what the full network's logits give with the same uniforms.
-        logits = model.logits(scaled(model.read(state), levels, torch.float64), y)
-    cdf = logits.softmax(-1).cumsum(-1)
-    drawn = (cdf <= state.uniforms[..., None]).sum(-1)
-    assert (drawn == model.read(state)).double().mean() > 0.999  # a uniform on the very edge may fall either way in float32
 
 
 @pytest.mark.parametrize("settings", [{"kernel": 4}, {"kernel": 1}, {"layers": 0}, {"dropout": 1.0}])

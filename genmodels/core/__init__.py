@@ -1,0 +1,67 @@
+"""The central types: what is modelled (Event), what is learnt from (Batch, Objective), and what a model can do (the capabilities).
+
+A family's class header tells the reader everything: `class GatedPixelCNN(Trained, Autoregressive)`, `class VAE(Trained, Bounded, Encodes, Decodes)`.
+"""
+
+from collections.abc import Mapping
+
+from genmodels.core.autoregressive import Autoregressive, Drawing
+from genmodels.core.capabilities import (
+    Bounded,
+    Classifies,
+    Completes,
+    Completion,
+    Decodes,
+    Density,
+    Encodes,
+    Energy,
+    Progressive,
+)
+from genmodels.core.event import Batch, Event
+from genmodels.core.model import BLOCK, GenerativeModel, Iterated, Metrics, Objective, Optimizer, Tempered, Trained, blocks
+
+__all__ = [
+    "BLOCK",
+    "CAPABILITIES",
+    "Autoregressive",
+    "Batch",
+    "Bounded",
+    "Classifies",
+    "Completes",
+    "Completion",
+    "Decodes",
+    "Density",
+    "Drawing",
+    "Encodes",
+    "Energy",
+    "Event",
+    "GenerativeModel",
+    "Iterated",
+    "Metrics",
+    "Objective",
+    "Optimizer",
+    "Progressive",
+    "Tempered",
+    "Trained",
+    "blocks",
+    "capabilities",
+]
+
+CAPABILITIES: Mapping[str, type[GenerativeModel]] = {
+    "density": Density,
+    "bounded": Bounded,
+    "energy": Energy,
+    "encodes": Encodes,
+    "decodes": Decodes,
+    "tempered": Tempered,
+    "completes": Completes,
+    "progressive": Progressive,
+    "classifies": Classifies,
+    "autoregressive": Autoregressive,
+}
+
+
+def capabilities(model: GenerativeModel | type[GenerativeModel]) -> list[str]:
+    """The names of what a model, or a family, can do."""
+    family = model if isinstance(model, type) else type(model)
+    return [name for name, capability in CAPABILITIES.items() if issubclass(family, capability)]

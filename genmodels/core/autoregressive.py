@@ -1,0 +1,316 @@
+"""Products of conditionals, one a value: what every autoregressive family shares, from stepwise sampling to completion.
+
+A family writes its conditionals twice: all at once, teacher-forced (`conditional_log_probs`, for training and scores), and one at a time
+(`start`, `predict`, `take`), keeping what later values need. Sampling, completion, classification and compression are loops around the latter.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from genmodels.core.capabilities import Classifies, Completes, Completion, Progressive
+from genmodels.core.event import Batch
+from genmodels.core.model import Metrics, Tempered, blocks
+from genmodels.noise import Noise, categorical, derive
+
+LN2 = 0.6931471805599453
+
+
+@dataclass
+class Drawing:
+    """Examples half drawn. Nobody but its owner holds it; advance makes a new one."""
+
+    memory: Any
+    """What the family keeps of the values taken so far."""
+    order: Tensor
+    """(D,) int64, or (B, D) where rows have orders of their own: the places of the flattened event as they are visited."""
+    uniforms: Tensor
+    """(B, D) float32 by place: the randomness of every value."""
+    temperature: Tensor
+    """(B, 1) float32."""
+    x: Tensor
+    """(B, D) uint8 levels by place, 0 where nothing is drawn yet."""
+    log_weight: Tensor
+    """(B,) float64 nats: the probability of the values that were given, each given all before it."""
+    given: Tensor | None = None
+    """(B, D) int64 levels by place."""
+    known: Tensor | None = None
+    """(B, D) bool by place: where `given` is to be taken in place of a draw."""
+    step: int = 0
+
+
+class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
+    """p(x) = prod_t p(x_o(t) | x_o(1), ..., x_o(t-1)) for an order o of the values: one conditional over the K levels a step."""
+
+    temperature_scales = "the logits of every value"
+
+    @property
+    def order(self) -> Tensor:
+        """(D,) int64: the place in the flattened event of the t-th value. Raster order here, the channels of a pixel together."""
+        places = torch.arange(self.event.dims, device=self.device)
+        return places.reshape(self.event.shape).movedim(0, -1).flatten() if self.event.modality == "image" else places
+
+    def arranged(self, noise: Noise, known: Tensor | None) -> Tensor:
+        """(D,) or (B, D) int64: the order in which a request's rows are drawn. known (B, D) bool: values that will be given, None for none.
+
+        A family that can go in any order puts the known values first here, and completes any subset by that.
+        """
+        return self.order
+
+    @property
+    def steps(self) -> int:
+        return self.event.dims
+
+    @abstractmethod
+    def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
+        """x (B, *shape) levels, checked -> (B, *shape) nats of each value given those before it in `order`. noise: of dropout, in training.
+
+        Raises ValueError for a model that averages over several orders: that has no conditionals one by one.
+        """
+
+    @abstractmethod
+    def start(self, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Any:
+        """The memory of n rows of which nothing is known yet. order as `arranged` gave it; y (n,), c (n, *condition.shape)."""
+
+    @abstractmethod
+    def predict(self, memory: Any) -> Tensor:
+        """(n, K) logits of the next value. Called once before each `take`; it may write to the memory."""
+
+    @abstractmethod
+    def take(self, memory: Any, level: Tensor) -> None:
+        """level (n,) int64: what the next value turned out to be. Writes to the memory."""
+
+    def conditional_log_prob(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, length: Tensor | None) -> Tensor:
+        return _valid(self.conditional_log_probs(x, y=y, c=c), length).flatten(1).sum(1)
+
+    @final
+    def log_probs(self, x: Tensor, y: Tensor | None = None, c: Tensor | None = None, *, length: Tensor | None = None) -> Tensor:
+        """x (B, *shape) levels -> (B, *shape) nats of each value given those before it: they add up to log_prob. Padding has 0.
+
+        Without y on a class model these are the conditionals of p(x), labels summed over. Raises ValueError as `conditional_log_probs`.
+        """
+        x = self.examples(x)
+        c = self.given(x, c)
+        if self.event.classes == 0 or y is not None:
+            return _valid(self.conditional_log_probs(x, y=self.condition(y, len(x)), c=c), length)
+        each = [
+            _valid(self.conditional_log_probs(x, y=torch.full((len(x),), label, device=self.device), c=c), length)
+            for label in range(self.event.classes)
+        ]
+        return self.mixed(torch.stack(each), self.class_frequencies.log())
+
+    @final
+    def mixed(self, each: Tensor, log_weights: Tensor) -> Tensor:
+        """each (M, B, *shape) nats of M models' conditionals in one `order`, log_weights (M,) -> (B, *shape): those of their mixture.
+
+        p(x_t | past) = sum_m w_m p_m(x_<=t) / sum_m w_m p_m(x_<t).
+        """
+        flat = each.flatten(2).to(torch.float64)[..., self.order]
+        joint = torch.cat([torch.zeros_like(flat[..., :1]), flat.cumsum(-1)], dim=-1) + log_weights.to(torch.float64)[:, None, None]
+        steps = torch.logsumexp(joint, dim=0).diff(dim=-1)
+        out = torch.empty_like(steps)
+        out[:, self.order] = steps
+        return out.reshape(each.shape[1:]).to(each.dtype)
+
+    def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Nats of each row's valid values over the event's dims, averaged over the rows."""
+        c = self.given(batch.x, batch.c)
+        each = self.conditional_log_probs(batch.x, y=batch.y, c=c, noise=noise if self.training else None)
+        nats = -_valid(each, batch.length).flatten(1).sum(1)
+        size = self.event.dims if batch.length is None else batch.length.clamp(min=1)
+        return nats.mean() / self.event.dims, {"bits_per_dim": (nats.detach() / size).mean() / LN2}
+
+    @final
+    @torch.no_grad()
+    def begin(
+        self,
+        noise: Noise,
+        *,
+        y: Tensor | None,
+        c: Tensor | None,
+        temperature: Tensor,
+        x: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Drawing:
+        """The state before the first step. x (B, *shape) levels and known (B, *shape) bool: values that are given and not drawn."""
+        n, dims = len(noise), self.event.dims
+        known = None if known is None else known.reshape(n, dims).to(self.device)
+        order = self.arranged(noise, known)
+        return Drawing(
+            memory=self.start(order, n, y=y, c=c),
+            order=order,
+            uniforms=noise.uniform("levels", (dims,)),
+            temperature=temperature[:, None],
+            x=torch.zeros(n, dims, dtype=torch.uint8, device=self.device),
+            log_weight=torch.zeros(n, dtype=torch.float64, device=self.device),
+            given=None if x is None else x.reshape(n, dims).to(self.device, torch.int64),
+            known=known,
+        )
+
+    @final
+    @torch.no_grad()
+    def advance(self, state: Drawing, k: int) -> Drawing:
+        state = _copy(state)
+        for _ in range(min(k, self.steps - state.step)):
+            self._step(state)
+        return state
+
+    @final
+    def read(self, state: Drawing) -> Tensor:
+        return state.x.reshape(len(state.x), *self.event.shape)
+
+    @final
+    @torch.no_grad()
+    def next_logits(self, state: Drawing) -> Tensor:
+        """(B, K) logits of the next value, from what is kept."""
+        return self.predict(_copy(state.memory))
+
+    def _step(self, state: Drawing) -> None:
+        logits = self.predict(state.memory)
+        place = _Place(state.order, state.step)
+        level = categorical(logits / state.temperature, place.of(state.uniforms))
+        if state.known is not None and state.given is not None:
+            known, given = place.of(state.known), place.of(state.given)
+            level = torch.where(known, given, level)
+            nats = torch.log_softmax(logits.double(), dim=-1).gather(1, level[:, None])[:, 0]
+            state.log_weight += torch.where(known, nats, 0)
+        place.put(state.x, level)
+        self.take(state.memory, level)
+        state.step += 1
+
+    @final
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        *,
+        seed: int,
+        y: Tensor | None = None,
+        c: Tensor | None = None,
+        temperature: float = 1.0,
+        first: int = 0,
+        particles: int = 64,
+    ) -> Completion:
+        """As Completes.complete. Exact where the known values come first in the model's order; else importance resampling: `particles` examples
+        drawn with the known values put in, each weighed by the probability of those, and one of them chosen; ess says how many counted.
+        """
+        known = self._mask(known, x)
+        x = self.examples(torch.where(known.to(x.device), x, 0))
+        n, c = len(x), self._given_to_complete(x, c)
+        noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
+        labels = None if y is None else self.condition(y, n)
+        if labels is None and self.event.classes == 0:
+            self.condition(y, n)
+        seen = _along(self.arranged(noise, known.reshape(n, -1)), known.reshape(n, -1))
+        if bool((seen[:, 1:] <= seen[:, :-1]).all()):
+            drawn = [
+                self._continued(noise.pick(rows), x[rows], known[rows], _rows(labels, rows), _rows(c, rows), temperature)[:count]
+                for rows, count in blocks(n)
+            ]
+            return Completion(x=torch.cat(drawn), method="ancestral: the known values come first in the model's order", exact=True)
+        if temperature != 1:
+            raise ValueError(
+                f"temperature {temperature:g} for values that are not first in the model's order: importance weights need temperature 1"
+            )
+        return self._resampled(noise, x, known, labels, c, particles)
+
+    def _given_to_complete(self, x: Tensor, c: Tensor | None) -> Tensor | None:
+        if c is None and self.event.condition is not None:
+            raise ValueError(f"condition missing; this model's condition is: {self.event.condition}")
+        return self.given(x, c)
+
+    def _mask(self, known: Tensor, x: Tensor) -> Tensor:
+        if tuple(known.shape) not in (self.event.shape, (len(x), *self.event.shape)) or known.dtype != torch.bool:
+            raise ValueError(
+                f"known values marked by {known.dtype} of shape {tuple(known.shape)}; wanted bool of shape {self.event.shape}, or one mask a row"
+            )
+        return known.to(self.device).expand(len(x), *self.event.shape)
+
+    def _continued(self, noise: Noise, x: Tensor, known: Tensor, y: Tensor | None, c: Tensor | None, temperature: float) -> Tensor:
+        """One block whose known values come first; a label nobody gave is drawn from p(y | known)."""
+        warmth = torch.full((len(noise),), float(temperature), device=self.device)
+        if y is None and self.event.classes:
+            prefix = int(known.flatten(1).sum(1).max())
+            ones, weights = torch.ones_like(warmth), []
+            for label in range(self.event.classes):
+                state = self.begin(noise, y=torch.full_like(noise.position, label), c=c, temperature=ones, x=x, known=known)
+                weights.append(self.advance(state, prefix).log_weight + self.class_frequencies[label].log())
+            y = categorical(torch.stack(weights, dim=-1), noise.uniform("label"))
+        state = self.begin(noise, y=y, c=c, temperature=warmth, x=x, known=known)
+        return self.read(self.advance(state, self.steps))
+
+    def _resampled(self, noise: Noise, x: Tensor, known: Tensor, y: Tensor | None, c: Tensor | None, particles: int) -> Completion:
+        chosen, ess = [], []
+        for row, index in enumerate(noise.position.tolist()):
+            swarm = Noise(derive("particles", noise.seeds[row], index), position=range(particles)).to(self.device)
+            labels = y[row].expand(particles) if y is not None else self.drawn_labels(swarm) if self.event.classes else None
+            drawn, weights = [], []
+            for rows, count in blocks(particles):
+                spread = torch.full_like(rows, row)
+                state = self.begin(
+                    swarm.pick(rows),
+                    y=_rows(labels, rows),
+                    c=_rows(c, spread),
+                    temperature=torch.ones(len(rows), device=self.device),
+                    x=x[spread],
+                    known=known[spread],
+                )
+                state = self.advance(state, self.steps)
+                drawn.append(self.read(state)[:count])
+                weights.append(state.log_weight[:count])
+            weight = torch.softmax(torch.cat(weights), dim=0)
+            pick = categorical(weight.log()[None], noise.uniform("particle")[row : row + 1])
+            chosen.append(torch.cat(drawn)[pick])
+            ess.append(1 / weight.square().sum())
+        return Completion(
+            x=torch.cat(chosen), method=f"importance resampling of {particles} draws", exact=False, ess=torch.stack(ess).float()
+        )
+
+
+class _Place:
+    """Where in the flattened event the next value lies: one place for all rows, or one a row."""
+
+    def __init__(self, order: Tensor, step: int) -> None:
+        self._one = int(order[step]) if order.ndim == 1 else None
+        self._each = None if order.ndim == 1 else order[:, step, None]
+
+    def of(self, table: Tensor) -> Tensor:
+        """(B, D) -> (B,)."""
+        return table[:, self._one] if self._each is None else table.gather(1, self._each)[:, 0]
+
+    def put(self, table: Tensor, value: Tensor) -> None:
+        if self._each is None:
+            table[:, self._one] = value.to(table.dtype)
+        else:
+            table.scatter_(1, self._each, value.to(table.dtype)[:, None])
+
+
+def _along(order: Tensor, table: Tensor) -> Tensor:
+    """(B, D) by place -> (B, D) by step."""
+    return table[:, order] if order.ndim == 1 else table.gather(1, order)
+
+
+def _rows(column: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if column is None else column[rows]
+
+
+def _valid(nats: Tensor, length: Tensor | None) -> Tensor:
+    """Zero in place of what lies behind each row's length; nats (B, T)."""
+    if length is None:
+        return nats
+    return nats * (torch.arange(nats.shape[1], device=nats.device) < length.to(nats.device)[:, None])
+
+
+def _copy(value: Any) -> Any:
+    """A copy that shares nothing that is written to: tensors, lists and plain dataclasses are copied, frozen dataclasses are shared."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type) and not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return replace(value, **{each.name: _copy(getattr(value, each.name)) for each in fields(value)})
+    return value

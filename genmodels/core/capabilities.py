@@ -1,0 +1,151 @@
+"""What a model can do. Capabilities are abstract base classes, so a test for one is `isinstance` and never a look at names."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar, final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from genmodels.core.event import Event
+from genmodels.core.model import GenerativeModel
+from genmodels.noise import Noise
+
+State = TypeVar("State")
+
+
+class Density(GenerativeModel):
+    """Has an exact likelihood that sums to one over the event."""
+
+    @abstractmethod
+    def conditional_log_prob(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, length: Tensor | None) -> Tensor:
+        """x (B, *shape) levels, checked; y (B,) int64 where the event has classes -> (B,) nats, log p(x | y, c) of the first `length` steps."""
+
+    @final
+    def log_prob(self, x: Tensor, y: Tensor | None = None, c: Tensor | None = None, *, length: Tensor | None = None) -> Tensor:
+        """x (B, *shape) levels -> (B,) nats, exact. Without y on a class model: log p(x) = logsumexp over labels of log p(x|y) + log p(y)."""
+        x = self.examples(x)
+        c = self.given(x, c)
+        length = None if length is None else length.to(self.device, torch.int64)
+        if self.event.classes == 0 or y is not None:
+            return self.conditional_log_prob(x, y=self.condition(y, len(x)), c=c, length=length)
+        return torch.logsumexp(self.joint_log_prob(x, c, length=length), dim=-1)
+
+    @final
+    def joint_log_prob(self, x: Tensor, c: Tensor | None = None, *, length: Tensor | None = None) -> Tensor:
+        """x (B, *shape) levels -> (B, classes) nats, log p(x, y) for every label y."""
+        c = self.given(x, c)
+        columns = [
+            self.conditional_log_prob(x, y=torch.full((len(x),), label, device=self.device), c=c, length=length)
+            for label in range(self.event.classes)
+        ]
+        return torch.stack(columns, dim=-1) + self.class_frequencies.log()
+
+
+class Bounded(GenerativeModel):
+    """Has lower bounds of the likelihood in place of the likelihood."""
+
+    @abstractmethod
+    def elbo(self, x: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
+        """x (B, *shape) levels -> (B,) nats: one draw of the evidence lower bound."""
+
+    @abstractmethod
+    def iwae(self, x: Tensor, y: Tensor | None, k: int, noise: Noise) -> Tensor:
+        """x (B, *shape) levels -> (B,) nats: logsumexp(log w) - log k over k draws (Burda et al., 2015, eq. 8)."""
+
+
+class Energy(GenerativeModel):
+    """Has an unnormalised density."""
+
+    @abstractmethod
+    def energy(self, x: Tensor) -> Tensor:
+        """x (B, *shape) levels -> (B,) nats: -log p(x) up to a constant."""
+
+    @abstractmethod
+    def log_partition(self, noise: Noise) -> tuple[float, tuple[float, float]]:
+        """An estimate of the constant, nats, and its interval."""
+
+
+class Encodes(GenerativeModel):
+    """Maps examples to a distribution over its latent event."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """x (B, *shape) levels -> q(z | x, y) with batch shape (B, latent dims)."""
+
+
+class Decodes(GenerativeModel):
+    """Maps points of its latent event to examples."""
+
+    latent: Event
+
+    @abstractmethod
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """z (B, *latent.shape) -> (B, *shape) levels: the most likely, or for a generator the only, example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """x (B, *shape) levels, the known part untouched; how it was filled in, whether exactly, and the effective sample size if weighted."""
+
+    x: Tensor
+    method: str
+    exact: bool
+    ess: Tensor | None = None
+
+
+class Completes(GenerativeModel):
+    """Fills in missing values."""
+
+    @abstractmethod
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        *,
+        seed: int,
+        y: Tensor | None = None,
+        c: Tensor | None = None,
+        temperature: float = 1.0,
+        first: int = 0,
+    ) -> Completion:
+        """x (B, *shape) levels, known (*shape) or (B, *shape) bool; what x holds where nothing is known is not looked at.
+
+        Row i is completion first + i of the seed: the same x given B times has B different futures. Raises ValueError for a mask of another
+        shape, or a label, condition or temperature that this model does not take.
+        """
+
+
+class Progressive(GenerativeModel, Generic[State]):
+    """Draws an example step by step; the caller owns the state, and the bytes do not depend on how the steps are grouped."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """How many steps one example takes."""
+
+    @abstractmethod
+    def begin(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> State:
+        """The state before the first step, one row of the noise an example."""
+
+    @abstractmethod
+    def advance(self, state: State, k: int) -> State:
+        """Draws k more steps, or as many as are left."""
+
+    @abstractmethod
+    def read(self, state: State) -> Tensor:
+        """(B, *shape) levels drawn so far, 0 where nothing is drawn yet."""
+
+    def draw(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Tensor:
+        return self.read(self.advance(self.begin(noise, y=y, c=c, temperature=temperature), self.steps))
+
+
+class Classifies(Density):
+    """Labels examples by Bayes' rule, p(y|x) ~ p(x|y) p(y)."""
+
+    def classify(self, x: Tensor, c: Tensor | None = None, *, length: Tensor | None = None) -> Tensor:
+        """x (B, *shape) levels -> (B, classes) nats, log p(y | x). Raises ValueError on an unlabelled model."""
+        if self.event.classes == 0:
+            raise ValueError("an unlabelled model has no classes to choose from")
+        return torch.log_softmax(self.joint_log_prob(self.examples(x), c, length=length), dim=-1)
