@@ -71,7 +71,8 @@ def code() -> str:
 
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
     files = [models / f"{name}.py" for name in ("descent", "noise", "train")]
-    files += [*models.glob("core/*.py"), *models.glob("models/*.py"), *models.glob("nn/*.py"), here / "learning.py", here / "shards.py", here / "worker.py"]
+    files += [file for folder in ("core", "models", "nn") for file in models.glob(f"{folder}/*.py")]
+    files += [here / "learning.py", here / "shards.py", here / "worker.py"]
     total = hashlib.blake2b(digest_size=6)
     for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())

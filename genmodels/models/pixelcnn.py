@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
+from genmodels.nn.heads import ChannelHeads, raster
 from genmodels.nn.scaling import scaled, wide
 from genmodels.noise import Noise
 
@@ -106,10 +107,7 @@ class GatedPixelCNN(Trained, Autoregressive):
             for i in range(config.layers)
         )
         self.place = nn.Parameter(torch.zeros(config.hidden, height, width))
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(config.hidden + c, config.head, 1), nn.ELU(), nn.Conv2d(config.head, event.levels, 1))
-            for c in range(channels)
-        )
+        self.heads = ChannelHeads(config.hidden, config.head, channels, event.levels)
 
     def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None) -> Tensor:
         """z (B, C, H, W) scaled levels -> (B, C, H, W, K): the logits of each sub-pixel given those before it."""
@@ -120,8 +118,7 @@ class GatedPixelCNN(Trained, Autoregressive):
             v, h = layer(v_in, h_in, y)
             h = h + self.place if i == 0 else h
         h = drop(F.elu(h), self.config.dropout, noise, "dropout.head")
-        columns = [head(torch.cat([h, z[:, :c]], dim=1)) for c, head in enumerate(self.heads)]
-        return torch.stack(columns, dim=1).movedim(2, -1)
+        return self.heads(h, z)
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
         logits = wide(self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise))
@@ -144,26 +141,20 @@ class GatedPixelCNN(Trained, Autoregressive):
         )
 
     def predict(self, memory: Canvas) -> Tensor:
-        row, column, channel = self._next(memory)
+        row, column, channel = raster(memory.step, self.event.shape[0], self.event.shape[2])
         if channel == 0:
             memory.h = self._next_features(memory, row, column)
-        earlier = scaled(memory.row[:, :channel, column, None, None], self.event.levels, memory.h.dtype)
-        return self.heads[channel](torch.cat([memory.h, earlier], dim=1))[..., 0, 0]
+        return self.heads.one(memory.h, scaled(memory.row[:, :channel, column], self.event.levels, memory.h.dtype))
 
     def take(self, memory: Canvas, level: Tensor) -> None:
-        _, column, channel = self._next(memory)
         channels, _, width = self.event.shape
+        _, column, channel = raster(memory.step, channels, width)
         memory.row[:, channel, column] = level.to(torch.uint8)
         memory.step += 1
         if channel == channels - 1:
             memory.left[0][..., self._layers()[0].reach + column] = self._input(memory.row[:, :, None, column, None])[..., 0]
             if column == width - 1:
                 self._finish_row(memory)
-
-    def _next(self, memory: Canvas) -> tuple[int, int, int]:
-        """Row, column and channel of the sub-pixel that comes next."""
-        pixel, channel = divmod(memory.step, self.event.shape[0])
-        return *divmod(pixel, self.event.shape[2]), channel
 
     def _next_features(self, canvas: Canvas, row: int, column: int) -> Tensor:
         """The horizontal stack at one pixel, from what is kept of its left and of the rows above -> (B, hidden, 1, 1)."""

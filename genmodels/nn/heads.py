@@ -1,0 +1,25 @@
+"""The output layers of pictures drawn in raster order: the channels of a pixel one after the other."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelHeads(nn.ModuleList):
+    """One head a channel: R from the features of its pixel, G given R, B given R and G. A head's last layer starts where nn.Conv2d does."""
+
+    def __init__(self, features: int, hidden: int, channels: int, levels: int) -> None:
+        super().__init__(nn.Sequential(nn.Conv2d(features + c, hidden, 1), nn.ELU(), nn.Conv2d(hidden, levels, 1)) for c in range(channels))
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        """h (B, features, H, W), z (B, C, H, W) scaled levels -> (B, C, H, W, K) logits."""
+        return torch.stack([self[c](torch.cat([h, z[:, :c]], dim=1)) for c in range(len(self))], dim=1).movedim(2, -1)
+
+    def one(self, h: Tensor, earlier: Tensor) -> Tensor:
+        """h (B, features, 1, 1), earlier (B, c) scaled levels of the channels before -> (B, K) logits of channel c."""
+        return self[earlier.shape[1]](torch.cat([h, earlier[..., None, None]], dim=1))[..., 0, 0]
+
+
+def raster(step: int, channels: int, width: int) -> tuple[int, int, int]:
+    """Row, column and channel of the value drawn at a step of Autoregressive's raster order."""
+    pixel, channel = divmod(step, channels)
+    return *divmod(pixel, width), channel
