@@ -4,12 +4,17 @@ from typing import Any
 
 from genmodels import noise
 from genmodels.core import Event, GenerativeModel
+from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
 from genmodels.models.pixelcnn import GatedPixelCNN
+from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
 
 MODELS: dict[str, type[GenerativeModel]] = {
+    "fvbn": FVBN,
+    "row_lstm": RowLSTM,
+    "diagonal_bilstm": DiagonalBiLSTM,
     "gated_pixelcnn": GatedPixelCNN,
     "wavenet": WaveNet,
     "vae": VAE,
