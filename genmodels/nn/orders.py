@@ -1,0 +1,27 @@
+"""The orders in which families that are bound to no raster visit the values of an event."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genmodels.noise import derive, permuted
+
+
+def arrangement(raster: Tensor, order: str | Sequence[int], seed: int) -> Tensor:
+    """raster (D,) places; order: "raster", "random" (a function of the seed), or the places themselves -> (D,) int64 places as visited.
+
+    Raises ValueError for an order that is no permutation of the places.
+    """
+    if order == "raster":
+        return raster
+    if order == "random":
+        return permuted(len(raster), seed=derive("order", seed)).to(raster.device)
+    if isinstance(order, str) or sorted(order) != list(range(len(raster))):
+        raise ValueError(f"order {order!r:.60}; wanted raster, random, or each place from 0 to {len(raster) - 1} once")
+    return torch.tensor(order, device=raster.device)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """order (D,) places as visited -> (D,) int64: when each place is visited."""
+    return torch.argsort(order)
