@@ -51,6 +51,24 @@ class LogisticMixture:
         each = [self._component(x, c) for c in range(x.shape[1])]
         return torch.logsumexp(torch.log_softmax(self.weights, dim=1) + torch.stack(each).sum(0), dim=1)
 
+    def conditionals(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) levels -> (B, C, H, W) nats of each channel given those before it in its pixel; they add up to log_prob."""
+        weights, each = torch.log_softmax(self.weights, dim=1), []
+        for c in range(x.shape[1]):
+            joint = weights + self._component(x, c)
+            each.append(torch.logsumexp(joint, dim=1))
+            weights = joint - each[-1][:, None]
+        return torch.stack(each, dim=1)
+
+    def logits(self, x: Tensor, c: int) -> Tensor:
+        """x (B, C, H, W) levels, of which the channels before c are read -> (B, K, H, W) nats of every level of channel c given those."""
+        weights = torch.log_softmax(self.weights, dim=1)
+        for earlier in range(c):
+            weights = torch.log_softmax(weights + self._component(x, earlier), dim=1)
+        mean, scale = self._in_levels(x, c)
+        every = torch.arange(self.levels, device=mean.device, dtype=mean.dtype)[:, None, None]
+        return torch.logsumexp(weights[:, :, None] + discretised_logistic(every, mean[:, :, None], scale[:, :, None], self.levels), dim=1)
+
     def sample(self, u: Tensor) -> Tensor:
         """u (B, C + 1, H, W) uniforms in [0, 1) -> (B, C, H, W) uint8 (int64 above 256 levels): the component, then its channels in order."""
         chosen = categorical(self.weights.movedim(1, -1), u[:, 0])[:, None]  # (B, 1, H, W)
