@@ -197,6 +197,16 @@ def levels_from_sound(data: bytes, settings: Settings) -> list[tuple[Levels, int
     return windows(wave, settings)
 
 
+def sound_rate(data: bytes) -> int:
+    """Hz, as an encoded sound announces it. Raises ValueError for what cannot be decoded."""
+    import soundfile
+
+    try:
+        return int(soundfile.info(io.BytesIO(data)).samplerate)
+    except Exception as error:  # libsndfile's errors
+        raise ValueError(reason(error)) from None
+
+
 def windows(wave: NDArray[np.floating], settings: Settings) -> list[tuple[Levels, int]]:
     """wave (n,) in -1..1 at the settings' rate -> windows of T = round(seconds x rate) steps, the last one padded with silence."""
     steps = window_steps(settings)

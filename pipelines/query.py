@@ -13,8 +13,9 @@ from pipelines import console
 from pipelines.errors import Failed, Refused
 from pipelines.storage import write_bytes
 from serve import catalogue, media_types, requests
+from serve.problem import Problem
 from serve.replica import Replica
-from serve.schema import Description, Problem, SampleRequest, Target
+from serve.schema import Description, SampleRequest, ScoreRequest, Target
 
 SUFFIXES = {media_types.PNG: ".png", media_types.WAV: ".wav", media_types.NPY: ".npy", media_types.JSON: ".json"}
 Answer = TypeVar("Answer")
@@ -42,7 +43,7 @@ def sample(
         for start, count in parts:
             asked = requests.draw(request.model_copy(update={"index": start, "n": count}), description)
             drawn = await replica.sample(asked)
-            slip = media_types.receipt(drawn, seed=asked.seed, index=start, asked=asked.y, temperature=temperature, c=asked.c)
+            slip = media_types.receipt(drawn, asked)
             name = path if len(parts) == 1 else path.with_stem(f"{path.stem}-{start}")
             files.append((name, media_types.encode(media_type, drawn, slip), slip))
         return files
@@ -60,7 +61,7 @@ def score(model: str, files: Sequence[Path], *, label: str | None, storage: str)
         rows = []
         for file in files:
             x, lengths = media_types.decode(_read(file), description)
-            asked = requests.weigh_examples(x, description, label=_label(label), lengths=lengths)
+            asked = requests.weigh(ScoreRequest.model_validate({"label": _label(label)}), x, lengths, description)
             weighed = await replica.score(asked)
             dims = sum(lengths) if lengths else x.size
             nats = float(weighed.nats.sum())

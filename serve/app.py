@@ -4,36 +4,37 @@ import asyncio
 import hashlib
 import hmac
 import math
-from collections.abc import AsyncIterator, Awaitable
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
-from serve import documentation, media_types, requests
-from serve.directory import Directory, Handle
-from serve.media_types import JSON, LINES, NPY
+from serve import documentation, examples, media_types, requests, stream
+from serve.asked import Classified, Draw, Drawn, Weigh, Weighed
+from serve.directory import Directory
+from serve.media_types import JSON, LINES
+from serve.problem import Problem
 from serve.schema import (
+    Classification,
+    ClassificationAnswer,
+    ClassificationRequest,
+    CompletionRequest,
     Description,
     Descriptions,
-    Draw,
-    Drawn,
-    Problem,
-    ProblemDetails,
-    Receipt,
+    ExamplesRequest,
     SampleRequest,
     SampleScore,
     ScoreAnswer,
     ScoreRequest,
     Settings,
-    Weigh,
-    Weighed,
 )
 
 T = TypeVar("T")
+Kind = TypeVar("Kind", bound=ExamplesRequest)
 RECEIPT_HEADER = "X-Genmodels-Receipt"
 
 
@@ -53,7 +54,10 @@ def build(directory: Directory, settings: Settings, *, token: str | None = None)
     app.get("/v1/models", tags=["models"], dependencies=guarded, responses=errors)(models)
     app.get("/v1/models/{m}", tags=["models"], dependencies=guarded, responses=errors)(model)
     app.post("/v1/models/{m}/samples", tags=["samples"], dependencies=guarded, response_model=None, **documentation.SAMPLES)(samples)
+    completes: Any = {"response_model": None, **documentation.COMPLETIONS}
+    app.post("/v1/models/{m}/completions", tags=["samples"], dependencies=guarded, **completes)(completions)
     app.post("/v1/models/{m}/scores", tags=["scores"], dependencies=guarded, **documentation.SCORES)(scores)
+    app.post("/v1/models/{m}/classifications", tags=["scores"], dependencies=guarded, **documentation.CLASSIFICATIONS)(classifications)
     return app
 
 
@@ -103,92 +107,87 @@ async def samples(m: str, request: Request, directory: Models, limits: Limits) -
     handle, known, version = await directory.find(m)
     wanted = requests.parse(SampleRequest, await _body(request, limits.max_body))
     asked = requests.draw(wanted, known, version=version)
-    accept = request.headers.get("accept")
     if wanted.stream:
-        media_types.choose(accept, [LINES], why=" (stream answers one JSON line a sample)")
-        return await _stream(handle, asked, limits)
-    why = " (a WAV holds one sound: n = 1)" if known.event["modality"] == "audio" and asked.n > 1 else ""
-    media_type = media_types.choose(accept, media_types.offered(known, asked.n), why=why)
-    drawn = await _in_time(handle.sample(asked), limits)
-    slip = _receipt(drawn, asked)
-    content = await asyncio.to_thread(media_types.encode, media_type, drawn, slip)
-    return Response(content, media_type=media_type, headers={RECEIPT_HEADER: slip.model_dump_json(), "Vary": "Accept"})
+        media_types.choose(request.headers.get("accept"), [LINES], why=" (stream answers one JSON line a sample)")
+        return await stream.lines(lambda part: _in_time(handle.sample(part), limits), asked, block=limits.max_batch)
+    return await _answer(request, known, asked, lambda: _in_time(handle.sample(asked), limits))
+
+
+async def completions(m: str, request: Request, directory: Models, limits: Limits) -> Response:
+    """Fills in what is missing of an example, n times: several different futures of one beginning.
+
+    The example comes as for scores; known says which of its values are given, and the rest of it is not looked at. Answers as samples do; JSON
+    also says by which method, whether that is exact, and the effective sample size where draws were weighted.
+    """
+    handle, known, version = await directory.find(m)
+    wanted, x, lengths = await _sent(CompletionRequest, request, known, limits, resample=False)
+    asked = requests.fill(wanted, x, lengths, known, version=version)
+    return await _answer(request, known, asked, lambda: _in_time(handle.complete(asked), limits))
 
 
 async def scores(m: str, request: Request, directory: Models, limits: Limits) -> ScoreAnswer:
     """Scores examples: log p in nats and bits/dim, exact or a bound, and says which.
 
-    Takes a picture or sound file (decoded as for training), a .npy array of levels, or JSON. label, seed and k are keys of the JSON, or
+    Takes a picture or sound file (decoded as for training), a .npy array of levels, or JSON. label, seed, k and map are keys of the JSON, or
     query parameters beside a file or an array.
     """
     handle, known, version = await directory.find(m)
-    asked = await asyncio.to_thread(_examples, request, await _body(request, limits.max_body), known, version)
+    asked = requests.weigh(*await _sent(ScoreRequest, request, known, limits), known, version=version)
     weighed = await _in_time(handle.score(asked), limits)
-    who = weighed.description
-    return ScoreAnswer(
-        model=who.model,
-        version=who.version,
-        artifact=who.artifact,
-        protocol=weighed.protocol,
-        equality_class=who.equality_class,
-        scores=_scores(weighed, asked),
-    )
+    return ScoreAnswer(**_who(weighed), scores=_scores(weighed, asked))
 
 
-def _examples(request: Request, body: bytes, known: Description, version: str | None) -> Weigh:
-    """The examples of a body, by its content type."""
+async def classifications(m: str, request: Request, directory: Models, limits: Limits) -> ClassificationAnswer:
+    """Labels examples by Bayes' rule, p(y|x) ~ p(x|y) p(y), exactly. Takes what scores take."""
+    handle, known, version = await directory.find(m)
+    asked = requests.classify(*await _sent(ClassificationRequest, request, known, limits), known, version=version)
+    classified = await _in_time(handle.classify(asked), limits)
+    names, rows = classified.description.labels, classified.log_probs.tolist()
+    best = [row.index(max(row)) for row in rows]
+    found = [Classification(best=y, label=names[y] if names else None, log_probs=row) for y, row in zip(best, rows, strict=True)]
+    return ClassificationAnswer(**_who(classified), labels=names, classifications=found)
+
+
+async def _sent(
+    kind: type[Kind], request: Request, known: Description, limits: Settings, *, resample: bool = True
+) -> tuple[Kind, NDArray[Any], tuple[int, ...] | None]:
+    """The keys and the examples of a body, by its content type."""
+    body = await _body(request, limits.max_body)
     content_type = request.headers.get("content-type", JSON).split(";")[0].strip().lower()
-    if content_type in (JSON, "application/x-www-form-urlencoded"):  # the latter: what curl -d says of JSON
-        return requests.weigh(requests.parse(ScoreRequest, body), known, version=version)
-    beside = requests.beside(request.query_params)
-    if content_type in (NPY, "application/octet-stream"):
-        return requests.weigh_examples(requests.array(body), known, version=version, **beside)
-    modality = known.event["modality"]
-    if content_type.split("/")[0] == modality:
-        x, lengths = media_types.decode(body, known)
-        return requests.weigh_examples(x, known, lengths=lengths, version=version, **beside)
-    takes = ", ".join([*([f"{modality}/*"] if modality != "table" else []), NPY, JSON])
-    raise Problem(415, "unsupported-media-type", f"Content-Type: {content_type}; {known.model} takes {takes}", {"Accept-Post": takes})
+
+    def read() -> tuple[Kind, NDArray[Any], tuple[int, ...] | None]:
+        if content_type in (JSON, "application/x-www-form-urlencoded"):  # the latter: what curl -d says of JSON
+            wanted = requests.parse(kind, body)
+            return wanted, *examples.named(wanted, known, resample=resample)
+        wanted = requests.beside(kind, request.query_params)
+        return wanted, *examples.sent(content_type, body, known, resample=resample)
+
+    return await asyncio.to_thread(read)
+
+
+async def _answer(request: Request, known: Description, asked: Draw, draw: Callable[[], Awaitable[Drawn]]) -> Response:
+    """What was drawn in the media type that the client likes best; a type that is not offered is refused before anything is drawn."""
+    why = " (a WAV holds one sound: n = 1)" if known.event["modality"] == "audio" and asked.n > 1 else ""
+    media_type = media_types.choose(request.headers.get("accept"), media_types.offered(known, asked.n), why=why)
+    drawn = await draw()
+    slip = media_types.receipt(drawn, asked)
+    content = await asyncio.to_thread(media_types.encode, media_type, drawn, slip)
+    return Response(content, media_type=media_type, headers={RECEIPT_HEADER: slip.model_dump_json(), "Vary": "Accept"})
+
+
+def _who(said: Weighed | Classified) -> dict[str, str]:
+    who = said.description
+    keys = {"model": who.model, "version": who.version, "artifact": who.artifact, "equality_class": who.equality_class}
+    return {**keys, "protocol": said.protocol}
 
 
 def _scores(weighed: Weighed, asked: Weigh) -> list[SampleScore]:
     sizes = asked.lengths or [asked.x[0].size] * len(asked.x)
-    nats = weighed.nats.tolist()
-    return [SampleScore(nats=one, bits_per_dim=-one / (size * math.log(2)), dims=size) for one, size in zip(nats, sizes, strict=True)]
-
-
-async def _stream(handle: Handle, asked: Draw, limits: Settings) -> Response:
-    """One JSON line a sample, block after block: a sample does not depend on how the request is cut. The first block may still be refused."""
-    blocks = [_part(asked, start, min(start + limits.max_batch, asked.n)) for start in range(0, asked.n, limits.max_batch)]
-    first = await _in_time(handle.sample(blocks[0]), limits)
-
-    async def lines() -> AsyncIterator[bytes]:
-        for number, block in enumerate(blocks):
-            try:
-                drawn = first if number == 0 else await _in_time(handle.sample(block), limits)
-            except Problem as error:
-                yield _details(error, "").model_dump_json().encode() + b"\n"
-                return
-            for row in range(block.n):
-                one = _row(drawn, row)
-                yield media_types.encode(JSON, one, _receipt(one, _part(block, row, row + 1))) + b"\n"
-
-    return StreamingResponse(lines(), media_type=LINES)
-
-
-def _part(asked: Draw, start: int, stop: int) -> Draw:
-    """Rows start..stop of what was asked, as a request of their own."""
-    y = None if asked.y is None else asked.y[start:stop]
-    return Draw(**{**vars(asked), "first": asked.first + start, "n": stop - start, "y": y})
-
-
-def _row(drawn: Drawn, row: int) -> Drawn:
-    labels = None if drawn.labels is None else drawn.labels[row : row + 1]
-    return Drawn(levels=drawn.levels[row : row + 1], labels=labels, description=drawn.description)
-
-
-def _receipt(drawn: Drawn, asked: Draw) -> Receipt:
-    return media_types.receipt(drawn, seed=asked.seed, index=asked.first, asked=asked.y, temperature=asked.temperature, c=asked.c)
+    maps = [None] * len(asked.x) if weighed.map is None else [media_types.value_map(one) for one in weighed.map]
+    return [
+        SampleScore(nats=nats, bits_per_dim=-nats / (size * math.log(2)), dims=size, map=each)
+        for nats, size, each in zip(weighed.nats.tolist(), sizes, maps, strict=True)
+    ]
 
 
 async def _in_time(answer: Awaitable[T], limits: Settings) -> T:
@@ -232,7 +231,7 @@ async def _authorised(request: Request) -> None:
 async def _problem(request: Request, error: Exception) -> Response:
     """Any error as problem+json; what we did not foresee says so and nothing else."""
     problem = error if isinstance(error, Problem) else _foreseen(request, error)
-    details = _details(problem, request.url.path)
+    details = problem.details(request.url.path)
     return JSONResponse(details.model_dump(), problem.status, dict(problem.headers), media_type="application/problem+json")
 
 
@@ -243,8 +242,3 @@ def _foreseen(request: Request, error: Exception) -> Problem:
         first = error.errors()[0]
         return Problem(422, "invalid-request", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     return Problem(500, "internal", "the server failed at this request; its log says why")
-
-
-def _details(problem: Problem, path: str) -> ProblemDetails:
-    title = HTTPStatus(problem.status).phrase
-    return ProblemDetails(type=f"urn:genmodels:{problem.kind}", title=title, status=problem.status, detail=problem.detail, instance=path)

@@ -1,5 +1,6 @@
 """A small client: samples and scores from an endpoint as arrays; asks again where that is safe, waits where the server says so."""
 
+import base64
 import json
 import os
 import secrets
@@ -12,8 +13,17 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.media_types import NPY, levels_hash
-from serve.schema import DRAWN_SEEDS, Description, Receipt, SampleRequest, ScoreAnswer
+from serve.media_types import JSON, NPY, levels_hash
+from serve.schema import (
+    DRAWN_SEEDS,
+    ClassificationAnswer,
+    CompletionAnswer,
+    CompletionRequest,
+    Description,
+    Receipt,
+    SampleRequest,
+    ScoreAnswer,
+)
 
 AGAIN = frozenset({429, 500, 502, 503, 504})
 
@@ -35,6 +45,15 @@ class Samples:
 
     levels: NDArray[Any]
     receipt: Receipt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completions(Samples):
+    """By which method, whether exactly, and the effective sample size of each where draws were weighted."""
+
+    method: str
+    exact: bool
+    ess: NDArray[np.float32] | None
 
 
 class Client:
@@ -62,9 +81,21 @@ class Client:
         answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": NPY})
         levels = np.load(BytesIO(answer.content), allow_pickle=False)
         receipt = Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
-        if levels_hash(levels) != receipt.levels:
-            raise ValueError(f"levels of hash {levels_hash(levels)}; the receipt says {receipt.levels}: the answer was changed on its way")
-        return Samples(levels=levels, receipt=receipt)
+        return Samples(levels=_vouched(levels, receipt), receipt=receipt)
+
+    def complete(
+        self, model: str, x: NDArray[Any], known: NDArray[np.bool_] | int, *, seed: int | None = None, **asked: Any
+    ) -> Completions:
+        """Completions of x (*shape) levels where known (*shape) bool says so, or the first `known` rows, steps or columns; further keys as in
+        CompletionRequest (n, index, label, condition, temperature). Raises as `sample`."""
+        beginning = {"first": known} if isinstance(known, int) else np.asarray(known).tolist()
+        seed = secrets.randbelow(DRAWN_SEEDS) if seed is None else seed
+        wanted = CompletionRequest.model_validate({"x": np.asarray(x).tolist(), "known": beginning, "seed": seed, **asked})
+        answer = self._ask("POST", f"/v1/models/{model}/completions", json=wanted.model_dump(), headers={"Accept": JSON})
+        said = CompletionAnswer.model_validate_json(answer.content)
+        levels = np.frombuffer(base64.b64decode(said.levels), said.dtype).reshape(said.shape)
+        ess = None if said.ess is None else np.asarray(said.ess, np.float32)
+        return Completions(levels=_vouched(levels, said.receipt), receipt=said.receipt, method=said.method, exact=said.exact, ess=ess)
 
     def file(self, model: str, *, accept: str = "*/*", seed: int | None = None, **asked: Any) -> tuple[str, bytes, Receipt]:
         """Samples as a file -> its media type (by `accept`; left out: a PNG, a WAV, else JSON), its bytes and the receipt."""
@@ -72,10 +103,25 @@ class Client:
         answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": accept})
         return answer.headers["Content-Type"], answer.content, Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
 
-    def score(self, model: str, x: NDArray[Any], *, label: int | str | list[int] | None = None, seed: int = 0, k: int = 64) -> ScoreAnswer:
-        """log p, or its bound, of x (n, *shape) levels."""
-        body = {"x": np.asarray(x).tolist(), "label": label, "seed": seed, "k": k}
+    def score(
+        self,
+        model: str,
+        x: NDArray[Any],
+        *,
+        label: int | str | list[int] | None = None,
+        seed: int = 0,
+        k: int = 64,
+        map: bool = False,  # noqa: A002 (the request's own key)
+    ) -> ScoreAnswer:
+        """log p, or its bound, of x (n, *shape) levels; map: also of every value (`values` unpacks them)."""
+        body = {"x": np.asarray(x).tolist(), "label": label, "seed": seed, "k": k, "map": map}
         return ScoreAnswer.model_validate(self._ask("POST", f"/v1/models/{model}/scores", json=body).json())
+
+    def classify(self, model: str, x: NDArray[Any]) -> ClassificationAnswer:
+        """log p(y|x) of x (n, *shape) levels."""
+        return ClassificationAnswer.model_validate(
+            self._ask("POST", f"/v1/models/{model}/classifications", json={"x": np.asarray(x).tolist()}).json()
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -107,6 +153,18 @@ class Client:
     def _wait(self, attempt: int) -> float:
         """Seconds: doubling from 0.1, with jitter so that clients who were turned away together do not come back together."""
         return min(self._patience, 0.1 * 2**attempt) * (0.5 + secrets.randbelow(1000) / 1000)
+
+
+def values(scored: ScoreAnswer) -> NDArray[np.float32]:
+    """The maps of scores that were asked for with map=True -> (n, *shape) float32 nats."""
+    maps = [one.map for one in scored.scores if one.map is not None]
+    return np.stack([np.frombuffer(base64.b64decode(one.nats), one.dtype).reshape(one.shape) for one in maps])
+
+
+def _vouched(levels: NDArray[Any], receipt: Receipt) -> NDArray[Any]:
+    if levels_hash(levels) != receipt.levels:
+        raise ValueError(f"levels of hash {levels_hash(levels)}; the receipt says {receipt.levels}: the answer was changed on its way")
+    return levels
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -26,8 +26,10 @@ from ray.serve.handle import DeploymentHandle
 
 import genmodels
 from serve.app import build
+from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.directory import Directory
-from serve.schema import Description, Draw, Drawn, Problem, Settings, Target, Weigh, Weighed
+from serve.problem import Problem
+from serve.schema import Description, Settings, Target
 
 DOOR = "genmodels"
 PREFIX = "genmodels."
@@ -58,8 +60,14 @@ class Replicas:
     async def sample(self, asked: Draw) -> Drawn:
         return await self._ask(lambda: self._handle.sample.remote(asked))
 
+    async def complete(self, asked: Fill) -> Filled:
+        return await self._ask(lambda: self._handle.complete.remote(asked))
+
     async def score(self, asked: Weigh) -> Weighed:
         return await self._ask(lambda: self._handle.score.remote(asked))
+
+    async def classify(self, asked: Examples) -> Classified:
+        return await self._ask(lambda: self._handle.classify.remote(asked))
 
     async def _ask(self, call: Callable[[], Any]) -> Any:
         for attempt in range(ATTEMPTS):

@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
+from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.names import unknown
-from serve.schema import Description, Draw, Drawn, Problem, Weigh, Weighed
+from serve.problem import Problem
+from serve.schema import Description
 
 FRESH = 1.0
 """Seconds for which a model's description is not asked for again."""
@@ -19,7 +21,9 @@ class Handle(Protocol):
 
     async def describe(self) -> Description: ...
     async def sample(self, asked: Draw) -> Drawn: ...
+    async def complete(self, asked: Fill) -> Filled: ...
     async def score(self, asked: Weigh) -> Weighed: ...
+    async def classify(self, asked: Examples) -> Classified: ...
 
 
 class Directory:

@@ -5,17 +5,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from serve.media_types import JSON, LINES, NPY, PNG, WAV
-from serve.schema import Description, ProblemDetails, SampleAnswer, SampleRequest, ScoreAnswer, ScoreRequest
+from serve.problem import ProblemDetails
+from serve.schema import (
+    ClassificationAnswer,
+    ClassificationRequest,
+    CompletionAnswer,
+    CompletionRequest,
+    Description,
+    SampleAnswer,
+    SampleRequest,
+    ScoreAnswer,
+    ScoreRequest,
+)
 
-ABOUT = """Generative models that draw samples and score examples.
+ABOUT = """Generative models that draw samples, fill in what is missing, score and classify examples.
 
 Sample `i` of a seed is the same bytes alone or in company; its receipt (header `X-Genmodels-Receipt`, and inside the PNG or WAV) says what it can be
 made again from. A score says what it is: an exact likelihood, or a named bound. Errors are `application/problem+json` (RFC 9457)."""
 
-PATHS = ("/", "/docs", "/healthz", "/readyz", "/v1/models", "/v1/models/{m}", "/v1/models/{m}/samples", "/v1/models/{m}/scores")
+_VERBS = ("samples", "completions", "scores", "classifications")
+PATHS = ("/", "/docs", "/healthz", "/readyz", "/v1/models", "/v1/models/{m}", *(f"/v1/models/{{m}}/{verb}" for verb in _VERBS))
 
 _MEANINGS = {
     400: "The body is no JSON.",
@@ -37,41 +50,69 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANINGS[status], "content": {"application/problem+json": {"schema": schema}}} for status in statuses}
 
 
-def _body(kind: type[SampleRequest] | type[ScoreRequest], examples: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILES = {"image/*": _BINARY, "audio/*": _BINARY, NPY: _BINARY}
+_ERRORS = (400, 401, 404, 406, 413, 415, 422, 429, 503, 504)
+
+
+def _body(kind: type[BaseModel], examples: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     content = {JSON: {"schema": kind.model_json_schema(), "examples": {name: {"value": value} for name, value in examples.items()}}}
     return {"requestBody": {"content": {**content, **others}, "required": False}}
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_ERRORS = (400, 401, 404, 406, 413, 415, 422, 429, 503, 504)
-_BESIDE = [
-    {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": text}
-    for name, kind, text in (
-        ("label", "string", "Class number or name; beside a file or an array."),
-        ("seed", "integer", "Of the draws behind a bound."),
-        ("k", "integer", "Draws of an IWAE_k bound."),
-    )
-]
+def _files(kind: type[BaseModel], examples: Mapping[str, Any], **beside: tuple[str, str]) -> dict[str, Any]:
+    """A body that may be a file, with query parameters (type, meaning) beside it."""
+    query = [
+        {"name": name, "in": "query", "required": False, "schema": {"type": form}, "description": f"{text} Beside a file or an array."}
+        for name, (form, text) in beside.items()
+    ]
+    path = {"name": "m", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {**_body(kind, examples, **_FILES), "parameters": [path, *query]}
 
+
+def _drawn(answer: type[BaseModel], **others: Any) -> dict[str, Any]:
+    return {
+        "description": "A picture for n = 1, a sheet of them for more; a WAV holds one sound.",
+        "content": {JSON: {"schema": answer.model_json_schema()}, PNG: _BINARY, WAV: _BINARY, NPY: _BINARY, **others},
+        "headers": {"X-Genmodels-Receipt": {"description": "JSON: what this can be made again from.", "schema": {"type": "string"}}},
+    }
+
+
+_LABEL = ("string", "Class number or name.")
 SAMPLES: dict[str, Any] = {
-    "responses": {
-        200: {
-            "description": "The samples. A picture for n = 1, a sheet of them for more; a WAV holds one sound.",
-            "content": {JSON: {"schema": SampleAnswer.model_json_schema()}, PNG: _BINARY, WAV: _BINARY, NPY: _BINARY, LINES: _BINARY},
-            "headers": {
-                "X-Genmodels-Receipt": {"description": "JSON: what the samples can be made again from.", "schema": {"type": "string"}}
-            },
-        },
-        **problems(*(status for status in _ERRORS if status != 415)),
-    },
+    "responses": {200: _drawn(SampleAnswer, **{LINES: _BINARY}), **problems(*(status for status in _ERRORS if status != 415))},
     "openapi_extra": _body(SampleRequest, {"one": {"seed": 1}, "four of a class": {"n": 4, "seed": 1, "label": 7}}),
+}
+COMPLETIONS: dict[str, Any] = {
+    "responses": {200: _drawn(CompletionAnswer), **problems(*_ERRORS)},
+    "openapi_extra": _files(
+        CompletionRequest,
+        {"below the first row": {"x": [[[0, 1], [0, 0]]], "known": {"first": 1}, "n": 4, "seed": 1}},
+        first=("integer", "Rows, steps or columns that are known."),
+        n=("integer", "How many futures."),
+        seed=("integer", "Left out: the server chooses one."),
+        index=("integer", "Index of the first."),
+        label=_LABEL,
+        temperature=("number", "Other than 1 only where the capabilities name tempered."),
+    ),
 }
 SCORES: dict[str, Any] = {
     "responses": {200: {"model": ScoreAnswer, "description": "One score an example."}, **problems(*(s for s in _ERRORS if s != 406))},
-    "openapi_extra": {
-        **_body(ScoreRequest, {"levels": {"x": [[[0, 1], [1, 0]]], "label": 0}}, **{"image/*": _BINARY, "audio/*": _BINARY, NPY: _BINARY}),
-        "parameters": [{"name": "m", "in": "path", "required": True, "schema": {"type": "string"}}, *_BESIDE],
+    "openapi_extra": _files(
+        ScoreRequest,
+        {"levels": {"x": [[[0, 1], [1, 0]]], "label": 0}},
+        label=_LABEL,
+        seed=("integer", "Of the draws behind a bound."),
+        k=("integer", "Draws of an IWAE_k bound."),
+        map=("boolean", "Also the nats of every value."),
+    ),
+}
+CLASSIFICATIONS: dict[str, Any] = {
+    "responses": {
+        200: {"model": ClassificationAnswer, "description": "log p(y|x) of every class, an example each."},
+        **problems(*(status for status in _ERRORS if status != 406)),
     },
+    "openapi_extra": _files(ClassificationRequest, {"levels": {"x": [[[0, 1], [1, 0]]]}}),
 }
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genmodels import media
-from serve.schema import Description, Drawn, Problem, Receipt, SampleAnswer
+from serve.asked import Draw, Drawn, Fill, Filled
+from serve.problem import Problem
+from serve.schema import Completed, CompletionAnswer, Description, Receipt, SampleAnswer, ValueMap
 
 PNG, WAV, NPY, JSON, LINES = "image/png", "audio/wav", "application/x-npy", "application/json", "application/x-ndjson"
 RECEIPT_KEY = "genmodels-receipt"
@@ -49,27 +51,40 @@ def _match(offer: str, pattern: str, q: float) -> tuple[int, float]:
     return exactness, q if exactness else 0.0
 
 
-def receipt(drawn: Drawn, *, seed: int, index: int, asked: tuple[int, ...] | None, temperature: float, c: NDArray[Any] | None) -> Receipt:
+def receipt(drawn: Drawn, asked: Draw) -> Receipt:
     """What the samples can be made again from."""
-    who, labels = drawn.description, None if asked is None else list(asked)
+    who, labels = drawn.description, None if asked.y is None else list(asked.y)
     return Receipt(
         model=who.model,
         version=who.version,
         artifact=who.artifact,
-        seed=seed,
-        index=index,
+        seed=asked.seed,
+        index=asked.first,
         n=len(drawn.levels),
         label=labels[0] if labels and len(set(labels)) == 1 else labels,
-        temperature=temperature,
-        condition=None if c is None else levels_hash(c),
+        temperature=asked.temperature,
+        condition=None if asked.c is None else levels_hash(asked.c),
+        completion=_completed(drawn, asked),
         equality_class=who.equality_class,
         levels=levels_hash(drawn.levels),
     )
 
 
+def _completed(drawn: Drawn, asked: Draw) -> Completed | None:
+    if not isinstance(drawn, Filled) or not isinstance(asked, Fill):
+        return None
+    return Completed(method=drawn.method, exact=drawn.exact, given=levels_hash(asked.x), known=levels_hash(asked.known))
+
+
 def levels_hash(levels: NDArray[Any]) -> str:
     """blake2b-128 of the array's bytes in C order, hex."""
     return hashlib.blake2b(np.ascontiguousarray(levels).tobytes(), digest_size=16).hexdigest()
+
+
+def value_map(nats: NDArray[np.float32]) -> ValueMap:
+    """The nats of one example's values, (*shape), for JSON."""
+    content = base64.b64encode(np.ascontiguousarray(nats).tobytes()).decode()
+    return ValueMap(shape=list(nats.shape), dtype=str(nats.dtype), nats=content)
 
 
 def encode(media_type: str, drawn: Drawn, slip: Receipt) -> bytes:
@@ -96,7 +111,7 @@ def _answer(drawn: Drawn, slip: Receipt) -> SampleAnswer:
     model = drawn.description
     native = offered(model, 1)[0]
     files = [_file(one, model, "") for one in drawn.levels] if native != JSON else []
-    return SampleAnswer(
+    answer = SampleAnswer(
         receipt=slip,
         shape=list(drawn.levels.shape),
         dtype=str(drawn.levels.dtype),
@@ -105,6 +120,10 @@ def _answer(drawn: Drawn, slip: Receipt) -> SampleAnswer:
         media_type=native if files else None,
         media=[base64.b64encode(file).decode() for file in files],
     )
+    if not isinstance(drawn, Filled):
+        return answer
+    ess = None if drawn.ess is None else drawn.ess.tolist()
+    return CompletionAnswer(**dict(answer), method=drawn.method, exact=drawn.exact, ess=ess)
 
 
 def _file(levels: NDArray[Any], model: Description, slip: str) -> bytes:
@@ -121,8 +140,10 @@ def _file(levels: NDArray[Any], model: Description, slip: str) -> bytes:
     )
 
 
-def decode(content: bytes, model: Description) -> tuple[NDArray[Any], tuple[int, ...] | None]:
+def decode(content: bytes, model: Description, *, resample: bool = True) -> tuple[NDArray[Any], tuple[int, ...] | None]:
     """A picture or sound file -> examples (n, *shape), and for sounds how many steps of each are sound. Raises Problem 422 with the reason."""
+    if not resample and model.event["modality"] == "audio":
+        _check_rate(content, model)
     readers: Mapping[str, Callable[[], tuple[NDArray[Any], tuple[int, ...] | None]]] = {
         "image": lambda: (media.levels_from_image(content, model.prepare)[None], None),
         "audio": lambda: _windows(media.levels_from_sound(content, model.prepare)),
@@ -134,6 +155,17 @@ def decode(content: bytes, model: Description) -> tuple[NDArray[Any], tuple[int,
         return readers[modality]()
     except ValueError as error:
         raise Problem(422, "unreadable", f"the {modality} cannot be read: {error}") from None
+
+
+def _check_rate(content: bytes, model: Description) -> None:
+    """A sound that is continued is not resampled: it would not be the given one any more."""
+    try:
+        rate = media.sound_rate(content)
+    except ValueError as error:
+        raise Problem(422, "unreadable", f"the audio cannot be read: {error}") from None
+    wanted = model.event["sample_rate"]
+    if rate != wanted:
+        raise Problem(422, "wrong-rate", f"a sound of {rate} Hz; {model.model} models {wanted} Hz: resample it first")
 
 
 def _windows(windows: Sequence[tuple[NDArray[Any], int]]) -> tuple[NDArray[Any], tuple[int, ...]]:

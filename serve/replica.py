@@ -1,20 +1,27 @@
 """One model in memory: it draws samples and scores examples for several requests at once, and moves to another version while it answers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from genmodels import artifact, machine
 from genmodels.core import Density, GenerativeModel
 from genmodels.noise import Noise
 from serve import catalogue, requests
-from serve.batching import Batcher, Sampling, Scoring
-from serve.schema import Description, Draw, Drawn, Problem, Settings, Target, Weigh, Weighed
+from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
+from serve.batching import Batcher
+from serve.jobs import Classifying, Completing, Job, Sampling, Scoring, ScoringValues
+from serve.problem import Problem
+from serve.schema import Description, Settings, Target
 
+Answer = TypeVar("Answer")
 STUCK = 3.0
 """Times the request timeout that one block may compute before the replica calls itself sick."""
 
@@ -51,15 +58,49 @@ class Replica:
         loaded = self._of_version(asked.version)
         requests.check_draw(asked, loaded.description)
         job = self._sampling(loaded.model, asked)
-        levels = await self._blocks.rows(job)
+        levels = await self._rows(job)
         return Drawn(levels=levels, labels=None if job.y is None else tuple(job.y.tolist()), description=loaded.description)
 
     async def score(self, asked: Weigh) -> Weighed:
         """Raises Problem for what the model does not take."""
         loaded = self._of_version(asked.version)
         requests.check_weigh(asked, loaded.description)
-        nats = await self._blocks.rows(_scoring(loaded.model, asked))
-        return Weighed(nats=nats, protocol=_protocol(loaded.model, asked), description=loaded.description)
+        rows = await self._rows(_scoring(loaded.model, asked))
+        nats = rows.reshape(len(rows), -1).sum(1, dtype=np.float64) if asked.map else rows
+        who, protocol = loaded.description, _protocol(loaded.model, asked)
+        return Weighed(nats=nats, map=rows if asked.map else None, protocol=protocol, description=who)
+
+    async def complete(self, asked: Fill) -> Filled:
+        """Raises Problem for what the model does not take."""
+        loaded = self._of_version(asked.version)
+        requests.check_fill(asked, loaded.description)
+        job = _completing(loaded.model, asked)
+        rows = await self._rows(job)
+        return Filled(
+            levels=rows["levels"],
+            labels=asked.y,
+            method=job.method,
+            exact=job.exact,
+            ess=None if np.isnan(rows["ess"]).any() else rows["ess"],
+            description=loaded.description,
+        )
+
+    async def classify(self, asked: Examples) -> Classified:
+        """Raises Problem for what the model does not take."""
+        loaded = self._of_version(asked.version)
+        requests.check_classify(asked, loaded.description)
+        rows = await self._rows(Classifying(model=loaded.model, n=len(asked.x), **_examples(asked)))
+        return Classified(log_probs=rows, protocol="exact p(y|x) by Bayes' rule", description=loaded.description)
+
+    async def derive(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x (n, *shape) levels -> (n, *condition.shape): what the model conditions on when it is given whole examples."""
+        model = self._ready().model
+
+        def work() -> NDArray[Any]:
+            with torch.no_grad():
+                return model.derive(model.examples(torch.as_tensor(x))).cpu().numpy()
+
+        return await _taken(self._blocks.call(work))
 
     async def check_health(self) -> None:
         """Raises RuntimeError when a block has been computing for far longer than any request may take."""
@@ -69,6 +110,9 @@ class Replica:
     async def close(self) -> None:
         if self._batcher is not None:
             await self._batcher.close()
+
+    async def _rows(self, job: Job) -> NDArray[Any]:
+        return await _taken(self._blocks.rows(job))
 
     @property
     def _blocks(self) -> Batcher:
@@ -95,8 +139,9 @@ class Replica:
         y = None if asked.y is None else torch.tensor(asked.y)
         if y is None and model.event.classes:
             y = model.drawn_labels(Noise([asked.seed], position=range(asked.first, asked.first + asked.n)).to(model.device)).cpu()
-        c = None if asked.c is None else torch.as_tensor(asked.c).expand(asked.n, *asked.c.shape)
-        return Sampling(model=model, n=asked.n, seed=asked.seed, first=asked.first, y=y, c=c, temperature=asked.temperature)
+        return Sampling(
+            model=model, n=asked.n, seed=asked.seed, first=asked.first, y=y, c=_repeated(asked.c, asked.n), temperature=asked.temperature
+        )
 
 
 def _load(target: Target, settings: Settings) -> Loaded:
@@ -131,16 +176,46 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(value), default=list))
 
 
-def _scoring(model: GenerativeModel, asked: Weigh) -> Scoring:
-    return Scoring(
+async def _taken(answer: Awaitable[Answer]) -> Answer:
+    """The answer; where the model says that it does not take what was asked, Problem 422 with its words."""
+    try:
+        return await answer
+    except ValueError as error:
+        raise Problem(422, "not-taken", " ".join(str(error).split())) from None
+
+
+def _completing(model: GenerativeModel, asked: Fill) -> Completing:
+    return Completing(
         model=model,
-        n=len(asked.x),
-        x=torch.as_tensor(asked.x.copy()),
-        y=None if asked.y is None else torch.tensor(asked.y),
-        lengths=None if asked.lengths is None else torch.tensor(asked.lengths),
+        n=asked.n,
         seed=asked.seed,
-        k=asked.k,
+        first=asked.first,
+        x=torch.as_tensor(asked.x.copy()),
+        known=torch.as_tensor(asked.known.copy()),
+        y=None if asked.y is None else torch.tensor(asked.y),
+        c=_repeated(asked.c, asked.n),
+        temperature=asked.temperature,
     )
+
+
+def _scoring(model: GenerativeModel, asked: Weigh) -> Scoring | ScoringValues:
+    y, n = None if asked.y is None else torch.tensor(asked.y), len(asked.x)
+    if asked.map:
+        return ScoringValues(model=model, n=n, y=y, **_examples(asked))
+    return Scoring(model=model, n=n, y=y, seed=asked.seed, k=asked.k, **_examples(asked))
+
+
+def _examples(asked: Examples) -> dict[str, Any]:
+    """The columns of examples as tensors."""
+    return {
+        "x": torch.as_tensor(asked.x.copy()),
+        "lengths": None if asked.lengths is None else torch.tensor(asked.lengths),
+        "c": _repeated(asked.c, len(asked.x)),
+    }
+
+
+def _repeated(c: NDArray[Any] | None, n: int) -> Tensor | None:
+    return None if c is None else torch.as_tensor(c.copy()).expand(n, *c.shape)
 
 
 def _protocol(model: GenerativeModel, asked: Weigh) -> str:

@@ -1,20 +1,28 @@
 """From what a client wrote to what a replica is asked; whatever does not fit the model is refused here, before anything is batched."""
 
-import base64
-import binascii
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from serve import media_types
+from serve import examples, known
+from serve.asked import Draw, Examples, Fill, Weigh
 from serve.names import unknown
-from serve.schema import DRAWN_SEEDS, Description, Draw, Label, Problem, SampleRequest, ScoreRequest, Weigh
+from serve.problem import Problem
+from serve.schema import (
+    DRAWN_SEEDS,
+    ClassificationRequest,
+    CompletionRequest,
+    Description,
+    DrawRequest,
+    Label,
+    SampleRequest,
+    ScoreRequest,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,23 +41,68 @@ def parse(kind: type[Model], body: bytes) -> Model:
         raise Problem(422, "invalid-request", _say(error, kind)) from None
 
 
+def beside(kind: type[Model], query: Mapping[str, str]) -> Model:
+    """The keys of a query string, for a request whose body is a file or an array; first=14 is known={"first": 14}."""
+    values = {key: _plain(key, text) for key, text in query.items()}
+    if kind is CompletionRequest and "first" in values:
+        values["known"] = {"first": values.pop("first")}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise Problem(422, "invalid-request", _say(error, kind)) from None
+
+
+def _plain(key: str, text: str) -> Any:
+    if text.isdecimal():
+        return int(text)
+    if key != "label" and text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text) if key == "temperature" else text
+    except ValueError:
+        return text
+
+
 def draw(request: SampleRequest, model: Description, *, version: str | None = None) -> Draw:
     """The samples that a request means, checked against the model; a missing seed is chosen here."""
+    asked = Draw(**_drawn(request, model), version=version)
+    check_draw(asked, model)
+    return asked
+
+
+def fill(
+    request: CompletionRequest, x: NDArray[Any], lengths: tuple[int, ...] | None, model: Description, *, version: str | None = None
+) -> Fill:
+    """The completions that a request means of an example (*shape) or (1, *shape); of a longer sound, those of its first window."""
+    _check_can("completes", "completion", "fill in what is missing", model)
+    if lengths is not None:
+        x, lengths = x[:1], lengths[:1]
+    x = x[None] if x.shape == model.shape else x
+    if x.shape != (1, *model.shape):
+        raise Problem(
+            422, "wrong-shape", f"examples of shape {x.shape}; wanted one of shape {model.shape} (n says how many futures it gets)"
+        )
+    mask = known.mask(request.known, model, length=None if lengths is None else lengths[0])
+    given = examples.levels(np.where(mask, x[0], 0).astype(x.dtype), model.event["levels"])
+    asked = Fill(**_drawn(request, model), x=given, known=mask, version=version)
+    check_fill(asked, model)
+    return asked
+
+
+def _drawn(request: DrawRequest, model: Description) -> dict[str, Any]:
+    """The keys that samples and completions share."""
     if request.n > model.max_samples:
         raise Problem(
             422, "too-many-samples", f"n = {request.n}; this server draws at most {model.max_samples} a request; ask in parts by index"
         )
-    asked = Draw(
-        seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
-        first=request.index,
-        n=request.n,
-        y=class_numbers(request.label, request.n, model),
-        c=_condition(request.condition, model),
-        temperature=request.temperature,
-        version=version,
-    )
-    check_draw(asked, model)
-    return asked
+    return {
+        "seed": secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+        "first": request.index,
+        "n": request.n,
+        "y": class_numbers(request.label, request.n, model),
+        "c": _condition(request.condition, model),
+        "temperature": request.temperature,
+    }
 
 
 def check_draw(asked: Draw, model: Description) -> None:
@@ -62,29 +115,33 @@ def check_draw(asked: Draw, model: Description) -> None:
             f"temperature {asked.temperature:g} asked of {model.model}; its family {model.family} has none: leave it at 1",
         )
     wanted = model.event.get("condition")
-    if (asked.c is not None) != (wanted is not None):
-        given = f"a condition was given; {model.model} takes none: leave it out"
-        raise Problem(422, "condition", given if wanted is None else f"no condition was given; wanted {json.dumps(wanted)}")
-    if asked.c is not None and wanted is not None and asked.c.shape != tuple(wanted["shape"]):
-        raise Problem(422, "condition", f"condition of shape {asked.c.shape}; wanted {tuple(wanted['shape'])}")
+    if asked.c is None and wanted is not None:
+        raise Problem(422, "condition", f"no condition was given; wanted {json.dumps(wanted)}")
+    _check_condition(asked.c, model)
 
 
-def weigh(request: ScoreRequest, model: Description, *, version: str | None = None) -> Weigh:
-    """The examples that a JSON request means."""
-    given = [name for name in ("x", "levels", "media") if getattr(request, name) is not None]
-    if len(given) != 1:
-        raise Problem(422, "invalid-request", f"got {' and '.join(given) or 'none'} of x, levels, media; wanted one of them")
-    x, lengths = _examples(request, model)
-    return weigh_examples(x, model, label=request.label, lengths=lengths, seed=request.seed, k=request.k, version=version)
+def check_fill(asked: Fill, model: Description) -> None:
+    _check_can("completes", "completion", "fill in what is missing", model)
+    check_draw(asked, model)
+    known.check(asked.known, model)
+    examples.many(asked.x, model)
 
 
-def weigh_examples(
-    x: NDArray[Any], model: Description, *, label: Label | list[Label] | None = None, lengths: tuple[int, ...] | None = None, **rest: Any
+def weigh(
+    request: ScoreRequest, x: NDArray[Any], lengths: tuple[int, ...] | None, model: Description, *, version: str | None = None
 ) -> Weigh:
-    """Examples as an array, (n, *shape) or one of (*shape), checked against the model."""
-    x = x[None] if x.shape == model.shape else x
-    _check_shape(x, model)
-    asked = Weigh(x=_levels(x, model), y=class_numbers(label, len(x), model), lengths=lengths, **rest)
+    """The scores that a request means of examples (n, *shape) or (*shape), checked against the model."""
+    x = examples.many(x, model)
+    asked = Weigh(
+        x=x,
+        y=class_numbers(request.label, len(x), model),
+        lengths=lengths,
+        c=_condition(request.condition, model),
+        seed=request.seed,
+        k=request.k,
+        map=request.map,
+        version=version,
+    )
     check_weigh(asked, model)
     return asked
 
@@ -92,37 +149,50 @@ def weigh_examples(
 def check_weigh(asked: Weigh, model: Description) -> None:
     _check_classes(asked.y, model)
     if not {"density", "bounded"} & set(model.capabilities):
-        can = ", ".join(model.capabilities) or "sampling alone"
-        raise Problem(422, "no-likelihood", f"{model.model} ({model.family}) has no likelihood and no bound to score by; it can: {can}")
-    _check_shape(asked.x, model)
-    _levels(asked.x, model)
+        raise Problem(422, "no-likelihood", f"{model.model} ({model.family}) has no likelihood and no bound to score by; {_can(model)}")
+    if asked.map and "autoregressive" not in model.capabilities:
+        raise Problem(422, "no-map", f"{model.model} ({model.family}) has no likelihood value by value, so no map of it; {_can(model)}")
+    _check_examples(asked, model)
 
 
-def _check_shape(x: NDArray[Any], model: Description) -> None:
-    if x.shape[1:] != model.shape:
-        raise Problem(422, "wrong-shape", f"examples of shape {x.shape}; wanted (n, {', '.join(map(str, model.shape))})")
-    if not 1 <= len(x) <= model.max_samples:
-        raise Problem(422, "too-many-examples", f"{len(x)} examples; this server scores 1 to {model.max_samples} a request")
+def classify(
+    request: ClassificationRequest, x: NDArray[Any], lengths: tuple[int, ...] | None, model: Description, *, version: str | None = None
+) -> Examples:
+    """The examples (n, *shape) or (*shape) that are to be classified, checked against the model."""
+    asked = Examples(x=examples.many(x, model), lengths=lengths, c=_condition(request.condition, model), version=version)
+    check_classify(asked, model)
+    return asked
 
 
-def beside(query: Mapping[str, str]) -> dict[str, Any]:
-    """label, seed and k of a query string, for a request whose body is a file or an array."""
-    values: dict[str, Any] = {key: int(text) if text.isdecimal() else text for key, text in query.items()}
-    try:
-        checked = ScoreRequest.model_validate(values)
-    except ValidationError as error:
-        raise Problem(422, "invalid-request", _say(error, ScoreRequest)) from None
-    return {key: getattr(checked, key) for key in ("label", "seed", "k")}
+def check_classify(asked: Examples, model: Description) -> None:
+    _check_can("classifies", "classification", "say p(y|x)", model)
+    if not model.classes:
+        raise Problem(422, "no-labels", f"{model.model} was trained without labels: there are no classes to choose from")
+    _check_examples(asked, model)
 
 
-def array(body: bytes) -> NDArray[Any]:
-    """The array of a .npy file; nothing pickled is ever read."""
-    if not body.startswith(b"\x93NUMPY"):
-        raise Problem(422, "not-npy", "the body is no .npy array: it does not begin as one; numpy.save writes them")
-    try:
-        return np.load(BytesIO(body), allow_pickle=False)
-    except Exception as error:  # numpy raises whatever its parser meets
-        raise Problem(422, "not-npy", f"the .npy array cannot be read: {' '.join(str(error).split())[:120]}") from None
+def _check_examples(asked: Examples, model: Description) -> None:
+    examples.many(asked.x, model)
+    _check_condition(asked.c, model)
+
+
+def _check_condition(c: NDArray[Any] | None, model: Description) -> None:
+    wanted = model.event.get("condition")
+    if c is None:
+        return
+    if wanted is None:
+        raise Problem(422, "condition", f"a condition was given; {model.model} takes none: leave it out")
+    if c.shape != tuple(wanted["shape"]):
+        raise Problem(422, "condition", f"condition of shape {c.shape}; wanted {tuple(wanted['shape'])}")
+
+
+def _check_can(capability: str, kind: str, what: str, model: Description) -> None:
+    if capability not in model.capabilities:
+        raise Problem(422, f"no-{kind}", f"{model.model} ({model.family}) cannot {what}; {_can(model)}")
+
+
+def _can(model: Description) -> str:
+    return f"it can: {', '.join(model.capabilities) or 'sampling alone'}"
 
 
 def class_numbers(label: Label | Sequence[Label] | None, n: int, model: Description) -> tuple[int, ...] | None:
@@ -158,55 +228,8 @@ def _check_classes(y: tuple[int, ...] | None, model: Description) -> None:
 def _condition(values: list[Any] | None, model: Description) -> NDArray[Any] | None:
     if values is None:
         return None
-    levels = (model.event.get("condition") or {}).get("levels", 0)
-    return _numbers(values, "condition").astype(np.uint8 if levels else np.float32)
-
-
-def _examples(request: ScoreRequest, model: Description) -> tuple[NDArray[Any], tuple[int, ...] | None]:
-    if request.x is not None:
-        return _numbers(request.x, "x"), None
-    if request.media is not None:
-        decoded = [media_types.decode(_bytes(text, "media"), model) for text in request.media]
-        return np.concatenate([x for x, _ in decoded]), _lengths([lengths for _, lengths in decoded])
-    content, shape = _bytes(request.levels or "", "levels"), tuple(request.shape or (-1, *model.shape))
-    try:
-        return np.frombuffer(content, dtype=model.dtype).reshape(shape), None
-    except ValueError:
-        raise Problem(422, "wrong-shape", f"levels of {len(content)} bytes; they do not fill {shape} of {np.dtype(model.dtype)}") from None
-
-
-def _lengths(columns: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    return sum((column for column in columns if column), start=()) or None
-
-
-def _numbers(values: list[Any], what: str) -> NDArray[Any]:
-    try:
-        found = np.asarray(values)
-    except ValueError:
-        found = np.empty(0, dtype=object)
-    if found.dtype.kind not in "iuf":
-        raise Problem(422, "not-numbers", f"{what} is no regular nesting of numbers; wanted lists of equal length")
-    return found
-
-
-def _levels(x: NDArray[Any], model: Description) -> NDArray[Any]:
-    """The array in the dtype of the event's levels, if it loses nothing by that."""
-    if not model.event["levels"]:
-        if not np.isfinite(x).all():
-            raise Problem(422, "wrong-levels", "examples with NaN or infinity; wanted finite numbers")
-        return x.astype(np.float32)
-    if x.dtype.kind not in "iu":
-        raise Problem(422, "wrong-levels", f"examples of dtype {x.dtype}; wanted whole levels 0 to {model.event['levels'] - 1}")
-    if int(x.min()) < 0 or int(x.max()) >= model.event["levels"]:
-        raise Problem(422, "wrong-levels", f"levels from {int(x.min())} to {int(x.max())}; wanted 0 to {model.event['levels'] - 1}")
-    return x.astype(np.uint8)
-
-
-def _bytes(text: str, what: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise Problem(422, "not-base64", f"{what} is no base64: {error}") from None
+    wanted = model.event.get("condition") or {"levels": 0}
+    return examples.levels(examples.numbers(values, "condition"), wanted["levels"], "condition")
 
 
 def _say(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -217,6 +240,8 @@ def _say(error: ValidationError, kind: type[BaseModel]) -> str:
         return unknown("key", where, kind.model_fields)
     if where == "label":
         return f"label: wanted a class number, a class name, or a list of them (got {_short(first['input'])})"
+    if where == "known":
+        return f'known: wanted lists of true and false of the event\'s shape, or {{"first": n}} (got {_short(first["input"])})'
     return f"{where}: {first['msg']} (got {_short(first['input'])})"
 
 

@@ -1,11 +1,10 @@
-"""What goes over the wire: requests, answers, receipts, and the errors of RFC 9457; and what the endpoint asks of a replica."""
+"""What goes over the wire: requests, answers and receipts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.names import unknown
@@ -43,29 +42,8 @@ class Settings:
         return cls(**values)
 
 
-class Problem(Exception):
-    """An answer that is an error: status, a short kind ("unknown-model"), and one line of what was got, what is wanted and the way out."""
-
-    def __init__(self, status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(status, kind, detail, dict(headers or {}))
-        self.status, self.kind, self.detail, self.headers = status, kind, detail, dict(headers or {})
-
-    def __str__(self) -> str:
-        return self.detail
-
-
 class Json(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class ProblemDetails(Json):
-    """RFC 9457; content type application/problem+json."""
-
-    type: str = Field(description="urn:genmodels:<kind of problem>")
-    title: str
-    status: int
-    detail: str = Field(description="What was got, what is wanted, the way out.")
-    instance: str = Field(description="The path that was asked for.")
 
 
 Whole = Annotated[int, Field(strict=True)]
@@ -73,40 +51,83 @@ Label = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
 """A class by its number, or by its name."""
 
 
-class SampleRequest(Json):
-    """Which samples to draw. Sample i of a seed is the same picture or sound however many are asked for and whoever else is asking."""
+class DrawRequest(Json):
+    """Which draws are meant. Draw i of a seed is the same picture or sound however many are asked for and whoever else is asking."""
 
-    n: Annotated[Whole, Field(ge=1)] = Field(1, description="How many samples.")
+    n: Annotated[Whole, Field(ge=1)] = Field(1, description="How many.")
     seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] | None = Field(
         None, description="Left out: the server chooses one and the receipt names it."
     )
-    index: Annotated[Whole, Field(ge=0, lt=2**62)] = Field(
-        0, description="Index of the first sample; asks for index..index+n-1 of the seed."
-    )
+    index: Annotated[Whole, Field(ge=0, lt=2**62)] = Field(0, description="Index of the first; asks for index..index+n-1 of the seed.")
     label: Label | list[Label] | None = Field(
-        None, description="A class (number or name) for all samples, or one for each; left out: drawn by how often each came in training."
+        None, description="A class (number or name) for all, or one for each; left out: drawn by how likely each is."
     )
     condition: list[Any] | None = Field(
-        None, description="What to condition on, nested lists of the shape of event.condition, for all samples."
+        None, description="What to condition on, nested lists of the shape of event.condition, for all of them."
     )
     temperature: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = Field(
         1.0, description="Other than 1 only where the capabilities name tempered."
     )
+
+
+class SampleRequest(DrawRequest):
+    """Which samples to draw."""
+
     stream: Annotated[bool, Field(strict=True)] = Field(
         False, description="Answer application/x-ndjson: one line a sample, as it is drawn."
     )
 
 
-class ScoreRequest(Json):
-    """What to score: one of x, levels (with shape) and media."""
+class ExamplesRequest(Json):
+    """Examples: one of x, levels (with shape) and media."""
 
     x: list[Any] | None = Field(None, description="Nested lists of levels, one example or a list of them.")
     levels: str | None = Field(None, description="base64 of the levels' bytes in C order (uint8; float32 for real-valued events).")
     shape: list[Whole] | None = Field(None, description="Shape of `levels`: (n, *event.shape).")
-    media: list[str] | None = Field(None, description="base64 of picture or sound files, decoded as for training.")
+    media: str | list[str] | None = Field(
+        None, description="base64 of a picture or sound file, or a list of them, decoded as for training."
+    )
+
+
+class ScoreRequest(ExamplesRequest):
+    """What to score."""
+
     label: Label | list[Label] | None = Field(None, description="Score p(x|label); left out: p(x).")
+    condition: list[Any] | None = Field(None, description="As for samples, for all examples; left out: derived from each, where it can be.")
     seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = Field(0, description="Of the draws behind a bound; an exact density has none.")
     k: Annotated[Whole, Field(ge=1, le=4096)] = Field(64, description="Draws of an IWAE_k bound.")
+    map: Annotated[bool, Field(strict=True)] = Field(False, description="Also the nats of every value, where the model is autoregressive.")
+
+
+class ClassificationRequest(ExamplesRequest):
+    """What to classify."""
+
+    condition: list[Any] | None = Field(None, description="As for scores.")
+
+
+class First(Json):
+    """A beginning: rows of a picture, steps of a sound, columns of a table."""
+
+    first: Annotated[Whole, Field(ge=0)]
+
+
+class CompletionRequest(DrawRequest, ExamplesRequest):
+    """One example of which a part is known, and how many different ways of filling in the rest are wanted."""
+
+    known: First | list[Any] | None = Field(
+        None,
+        description='Nested lists of true and false (or 1 and 0) of event.shape; or {"first": n}, the first n rows of a picture, steps of a '
+        "sound or columns of a table. Left out: a sound file shorter than the event is continued from its end.",
+    )
+
+
+class Completed(Json):
+    """How a completion was made."""
+
+    method: str
+    exact: bool = Field(description="Drawn from the model's own conditional distribution; false: approximately.")
+    given: str = Field(description="Hash of the levels that were given, 0 where nothing was.")
+    known: str = Field(description="Hash of the mask: a byte a value, 1 where it was given.")
 
 
 class Receipt(Json):
@@ -121,6 +142,7 @@ class Receipt(Json):
     label: int | list[int] | None = Field(description="Class numbers as asked for; null: drawn by the model.")
     temperature: float
     condition: str | None = Field(None, description="Hash of the condition, where there was one.")
+    completion: Completed | None = Field(None, description="Of a completion: what was given, and how the rest was filled in.")
     equality_class: str = Field(
         description="What else decides the last bit: device, instruction set, threads, precision, library versions."
     )
@@ -137,21 +159,50 @@ class SampleAnswer(Json):
     media: list[str] = Field(description="base64 of one PNG or WAV a sample.")
 
 
+class CompletionAnswer(SampleAnswer):
+    method: str
+    exact: bool
+    ess: list[float] | None = Field(description="Effective sample size of each, where draws were weighted; else null.")
+
+
+class ValueMap(Json):
+    """Nats of each value of one example given those before it; they add up to the example's."""
+
+    shape: list[int]
+    dtype: str
+    nats: str = Field(description="base64 of the numbers' bytes in C order.")
+
+
 class SampleScore(Json):
     nats: float = Field(description="log p of the example, or its lower bound.")
     bits_per_dim: float = Field(description="-nats / (dims ln 2): lower is better.")
     dims: int
+    map: ValueMap | None = Field(None, description="Where it was asked for.")
 
 
-class ScoreAnswer(Json):
+class Answer(Json):
     model: str
     version: str
     artifact: str
     protocol: str = Field(
-        description="What the number is: exact p(x|y), exact p(x), or a named bound. A bound is never called a likelihood."
+        description="What the number is: exact p(x|y), exact p(x), exact p(y|x), or a named bound. A bound is never called a likelihood."
     )
     equality_class: str
+
+
+class ScoreAnswer(Answer):
     scores: list[SampleScore]
+
+
+class Classification(Json):
+    best: int = Field(description="The most likely class.")
+    label: str | None = Field(description="Its name, where classes have names.")
+    log_probs: list[float] = Field(description="log p(y|x) of every class, nats.")
+
+
+class ClassificationAnswer(Answer):
+    labels: list[str] = Field(description="Name of each class, by number.")
+    classifications: list[Classification]
 
 
 class Description(Json):
@@ -202,45 +253,3 @@ class Target:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Target":
         return cls(**{**values, "aliases": tuple(values.get("aliases", ()))})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """Samples first..first+n-1 of a seed. y: a class number each, or None to draw them; c (*condition.shape) for all of them."""
-
-    seed: int
-    first: int
-    n: int
-    y: tuple[int, ...] | None = None
-    c: NDArray[Any] | None = None
-    temperature: float = 1.0
-    version: str | None = None
-    """Answer only as this version."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """levels (n, *shape) and who drew them. labels: the class of each, where the event has classes."""
-
-    levels: NDArray[Any]
-    labels: tuple[int, ...] | None
-    description: Description
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weigh:
-    """Examples to score: x (n, *shape) levels; y a class number each, or None; lengths valid steps each, or None."""
-
-    x: NDArray[Any]
-    y: tuple[int, ...] | None = None
-    lengths: tuple[int, ...] | None = None
-    seed: int = 0
-    k: int = 64
-    version: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weighed:
-    nats: NDArray[np.float64]
-    protocol: str
-    description: Description

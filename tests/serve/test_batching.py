@@ -13,8 +13,11 @@ from torch import Tensor
 from genmodels import load
 from genmodels.core import GenerativeModel
 from genmodels.noise import Noise
-from serve.batching import Batcher, Sampling
-from serve.schema import Draw, Problem, Settings
+from serve.asked import Draw
+from serve.batching import Batcher
+from serve.jobs import Sampling
+from serve.problem import Problem
+from serve.schema import Settings
 from tests.serve.conftest import Local, save, target
 
 MIXED = [

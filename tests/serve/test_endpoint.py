@@ -13,6 +13,7 @@ import torch
 
 from genmodels import load, media
 from genmodels.core import Density
+from serve.documentation import PATHS
 from serve.media_types import levels_hash
 from serve.schema import Settings
 from tests.serve.conftest import Local
@@ -131,7 +132,8 @@ def test_health_readiness_and_the_page_at_the_door(endpoint: Local) -> None:
 
 def test_openapi_documents_every_path_its_keys_and_its_errors(endpoint: Local) -> None:
     said = endpoint.ask("GET", "/openapi.json").json()
-    assert set(said["paths"]) == {"/healthz", "/readyz", "/v1/models", "/v1/models/{m}", "/v1/models/{m}/samples", "/v1/models/{m}/scores"}
+    verbs = {f"/v1/models/{{m}}/{verb}" for verb in ("samples", "completions", "scores", "classifications")}
+    assert set(said["paths"]) == {"/healthz", "/readyz", "/v1/models", "/v1/models/{m}"} | verbs
     samples = said["paths"]["/v1/models/{m}/samples"]["post"]
     assert set(samples["requestBody"]["content"]["application/json"]["schema"]["properties"]) >= {
         "n",
@@ -146,7 +148,7 @@ def test_openapi_documents_every_path_its_keys_and_its_errors(endpoint: Local) -
 
 REFUSED = [
     ("GET", "/v2", {}, 404, "unknown-path",
-     "nothing at /v2; known: /, /docs, /healthz, /readyz, /v1/models, /v1/models/{m}, /v1/models/{m}/samples, /v1/models/{m}/scores"),
+     f"nothing at /v2; known: {', '.join(PATHS)}"),
     ("GET", SAMPLES, {}, 405, "wrong-method", "GET /v1/models/digits/samples; wanted POST"),
     ("GET", "/v1/models/digit", {}, 404, "unknown-model", "unknown model 'digit'; did you mean 'digits'?"),
     ("GET", "/v1/models/x@y@z", {}, 404, "unknown-model", "'x@y@z' names no model; wanted name, name@alias or name:version"),
