@@ -41,8 +41,13 @@ class Recipe(Section):
 
 
 def names() -> list[str]:
-    """The shipped recipes."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+    """The shipped recipes: those that a laptop runs first, then those of the papers' sizes."""
+    return [path.stem for path in shipped()]
+
+
+def shipped() -> list[Path]:
+    """Their files; a recipe goes by its file's name, whichever folder that is in."""
+    return sorted(SHIPPED.glob("*.yaml")) + sorted(SHIPPED.glob("paper/*.yaml"))
 
 
 def load(recipe: str, changes: Sequence[str] = ()) -> Recipe:
@@ -51,7 +56,7 @@ def load(recipe: str, changes: Sequence[str] = ()) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         if recipe not in names():
             raise Refused(unknown("recipe", recipe, names()) + " (or give a path that ends in .yaml)")
-        path = SHIPPED / f"{recipe}.yaml"
+        path = next(file for file in shipped() if file.stem == recipe)
     try:
         values = yaml.load(path.read_text(), Loader=_Loader)
     except FileNotFoundError:

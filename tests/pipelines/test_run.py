@@ -150,7 +150,7 @@ def test_the_wheel_holds_what_the_checkout_holds(tmp_path: Path) -> None:
     with zipfile.ZipFile(submit._wheel(tmp_path / "wheel")) as wheel:
         names = {name for name in wheel.namelist() if not name.startswith("genmodels-")}
     kept = {str(path.relative_to(root)) for part in ("genmodels", "pipelines", "serve") for path in (root / part).rglob("*.py")} | {
-        f"pipelines/recipes/{name}.yaml" for name in recipes.names()
+        str(path.relative_to(root)) for path in recipes.shipped()
     }
     assert {name for name in names if name.endswith((".py", ".yaml"))} == kept
     assert {path.name for path in root.iterdir()} == before, "nothing is left in the checkout"

@@ -1,0 +1,209 @@
+"""Every density of the zoo on the same pictures with the same budget: one table.
+
+    GENMODELS_DATA=... python -m benchmarks.likelihood [--set binarized_mnist] [--families made fvbn] [--seconds 120] [--out results/]
+
+Each family trains for exactly `--seconds` on `--threads` threads from its first weights (the learning rate's cosine ends when the time does; looking
+at data, building the model and scoring are not counted), then scores X[::5] of the test split (2,000 pictures; the published test file of the
+static binarization is sorted by digit) and as many training pictures. One run a figure: quote differences above a nat, not below. --out keeps each
+result as JSON, the model as an artifact and a sheet of samples; a family whose JSON is there already is read, not run again.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import pictures
+from genmodels import artifact, media
+from genmodels.core import Autoregressive, Batch, Density, GenerativeModel, Iterated
+from genmodels.iterate import Iteration
+from genmodels.machine import equality_class
+from genmodels.noise import permuted
+from genmodels.train import Schedule, TrainConfig, Training
+from genmodels.zoo import MODELS, build
+
+SCORED = 2000
+SHEET = 32
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a family is trained with: its Config's keys, and what of TrainConfig differs from the defaults here."""
+
+    config: Mapping[str, Any]
+    batch: int = 32
+    lr: float = 3e-3
+    ema: float = 0.999
+    precision: str = "bf16"
+    warmup: int = 50
+    weight_decay: float = 0.0
+
+
+BINARY: dict[str, Setting] = {
+    "gated_pixelcnn": Setting({"hidden": 32, "layers": 6, "kernel": 5, "head": 64, "dropout": 0.0}, batch=16, lr=4e-3),
+}
+LEVELS: dict[str, Setting] = {**BINARY}
+"""What differs with 256 levels."""
+
+
+def batches_of(x: Tensor, size: int, seed: int) -> Callable[[int], Batch]:
+    """Step -> batch: epochs of the whole set, each in an order of its own."""
+    orders: dict[int, Tensor] = {}
+
+    def read(step: int) -> Batch:
+        positions = torch.arange(step * size, (step + 1) * size)
+        epochs = positions // len(x)
+        for epoch in set(epochs.tolist()) - set(orders):
+            orders[epoch] = permuted(len(x), seed=seed + epoch)
+        rows = torch.stack([orders[epoch][place] for epoch, place in zip(epochs.tolist(), (positions % len(x)).tolist(), strict=True)])
+        return Batch(x=x[rows], position=positions, step=step)
+
+    return read
+
+
+def descend(model: Any, setting: Setting, x: Tensor, seconds: float, threads: int) -> tuple[int, float]:
+    """Trains a model for that long -> (examples seen, seconds). The schedule's length is estimated anew as time goes by."""
+    config = TrainConfig(
+        steps=10**6,
+        batch_size=setting.batch,
+        lr=setting.lr,
+        ema=setting.ema,
+        precision=setting.precision,  # type: ignore[arg-type]
+        schedule=Schedule(warmup=setting.warmup, decay="cosine"),
+        objectives={objective.name: {"weight_decay": setting.weight_decay} for objective in model.objectives()},
+        threads=threads,
+    )
+    read = batches_of(x, setting.batch, config.seed)
+    training = Training(model, config)
+    begun, chunk = time.perf_counter(), 1
+    while (spent := time.perf_counter() - begun) < seconds:
+        if training.step > 2:
+            pace = spent / training.step
+            training.config = replace(config, steps=max(training.step + 1, int(seconds / pace)))
+            chunk = max(1, min(int(1.0 / pace), int((seconds - spent) / pace)))
+        training.run(read, until=training.step + chunk)
+    with training.averaged():
+        mean = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(mean)
+    return training.step * setting.batch, spent
+
+
+def iterate(model: Any, setting: Setting, x: Tensor, seconds: float, threads: int) -> tuple[int, float]:
+    """Passes over the data until the model says it has converged or the time is over -> (examples seen, seconds)."""
+    torch.set_num_threads(threads)
+    iteration = Iteration(model, TrainConfig(steps=10**6, batch_size=512, threads=threads))
+    parts = [Batch(x=x[start : start + 512], position=torch.arange(start, min(start + 512, len(x)))) for start in range(0, len(x), 512)]
+    begun = time.perf_counter()
+    while (spent := time.perf_counter() - begun) < seconds and not model.converged:
+        iteration.run(lambda _: iter(parts), until=iteration.step + 1)
+    return iteration.step * len(x), spent
+
+
+def nats_of(model: Density, x: Tensor, size: int = 50) -> Tensor:
+    """(n,) float64 exact nats a picture."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model.log_prob(x[start : start + size]).double() for start in range(0, len(x), size)])
+
+
+def measure(family: str, data: pictures.Pictures, seconds: float, threads: int, out: Path | None) -> dict[str, Any]:
+    """Trains and scores one family."""
+    setting = (BINARY if data.event.levels == 2 else LEVELS).get(family, Setting({}))
+    model = build(family, data.event, seed=0, **setting.config)
+    learn = iterate if isinstance(model, Iterated) else descend
+    seen, spent = learn(model, setting, data.train, seconds, threads)
+    assert isinstance(model, Density)
+    test, train = nats_of(model, data.test[::5][:SCORED]), nats_of(model, data.train[: SCORED])
+    result = {
+        "family": family,
+        "set": data.name,
+        "levels": data.event.levels,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()) + _tables(model),
+        "seconds": round(spent, 1),
+        "images_per_s": round(seen / spent),
+        "test_nats": -test.mean().item(),
+        "test_stderr": (test.std() / math.sqrt(len(test))).item(),
+        "train_nats": -train.mean().item(),
+        "config": dict(setting.config),
+        "batch": setting.batch,
+        "machine": equality_class(precision=setting.precision),
+    }
+    if out:
+        keep(model, family, data, result, out)
+    return result
+
+
+def _tables(model: GenerativeModel) -> int:
+    """Numbers that an Iterated model learns into buffers."""
+    return sum(value.numel() for name, value in model.named_buffers() if name != "class_frequencies") if isinstance(model, Iterated) else 0
+
+
+def keep(model: GenerativeModel, family: str, data: pictures.Pictures, result: Mapping[str, Any], out: Path) -> None:
+    """The model's folder, a sheet of its samples and the figures."""
+    place = out / data.name
+    place.mkdir(parents=True, exist_ok=True)
+    _, height, width = data.event.shape
+    prepare = {"modality": "image", "height": height, "width": width, "channels": 1, "levels": data.event.levels, "fit": "crop"}
+    artifact.save(model, place / family, family=family, prepare=prepare, labels=())
+    torch.set_num_threads(1)
+    levels = model.sample(SHEET, seed=0).numpy()
+    (place / f"{family}.png").write_bytes(media.sheet(levels, data.event.levels, columns=8, scale=2))
+    (place / f"{family}.json").write_text(json.dumps(result, indent=2))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, best first: nats where the pictures are binary, bits/dim where they have more levels."""
+    binary = rows[0]["levels"] == 2
+    unit = "nats" if binary else "bits/dim"
+
+    def figure(nats: float) -> str:
+        return f"{nats:.2f}" if binary else f"{nats / math.log(2) / 784:.3f}"
+
+    lines = [
+        f"| {rows[0]['set']} | test {unit} | +- | train {unit} | parameters | seconds | images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["test_nats"]):
+        lines.append(
+            f"| {row['family']} | {figure(row['test_nats'])} | {figure(row['test_stderr'])} | {figure(row['train_nats'])} "
+            f"| {row['parameters']:,} | {row['seconds']:g} | {row['images_per_s']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", default="binarized_mnist", choices=pictures.SETS)
+    parser.add_argument("--families", nargs="*", default=[name for name, kind in MODELS.items() if _fits(kind)])
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    data = pictures.read(asked.set)
+    rows = []
+    for family in asked.families:
+        done = asked.out / data.name / f"{family}.json" if asked.out else None
+        if done and done.exists():
+            rows.append(json.loads(done.read_text()))
+            continue
+        try:
+            rows.append(measure(family, data, asked.seconds, asked.threads, asked.out))
+            print(json.dumps(rows[-1]), flush=True)
+        except ValueError as error:
+            print(f"{family}: {error}", flush=True)
+    print(table(rows))
+
+
+def _fits(kind: type[GenerativeModel]) -> bool:
+    return issubclass(kind, Autoregressive) and "image" in kind.modalities
+
+
+if __name__ == "__main__":
+    main()
