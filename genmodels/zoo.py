@@ -6,6 +6,7 @@ from genmodels import noise
 from genmodels.core import Event, GenerativeModel
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
+from genmodels.models.nade import NADE
 from genmodels.models.pixelcnn import GatedPixelCNN
 from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genmodels.models.vae import VAE
@@ -13,6 +14,7 @@ from genmodels.models.wavenet import WaveNet
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "fvbn": FVBN,
+    "nade": NADE,
     "row_lstm": RowLSTM,
     "diagonal_bilstm": DiagonalBiLSTM,
     "gated_pixelcnn": GatedPixelCNN,

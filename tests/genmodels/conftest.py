@@ -35,6 +35,7 @@ COUNTABLE = {
 """Events of at most 1,024 states, all of which can be scored."""
 
 TINY: dict[str, dict[str, Any]] = {
+    "nade": {"hidden": (16,), "training": "fixed"},
     "row_lstm": {"hidden": 6, "layers": 1, "kernel": 7, "head": 8},
     "diagonal_bilstm": {"hidden": 6, "layers": 1, "kernel": 3, "head": 8},
     "gated_pixelcnn": {"hidden": 8, "layers": 2, "kernel": 3, "head": 8},
