@@ -1,7 +1,10 @@
 """The output layers of pictures drawn in raster order: the channels of a pixel one after the other."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from genmodels.nn.scaling import wide
 
 
 class ChannelHeads(nn.ModuleList):
@@ -17,6 +20,11 @@ class ChannelHeads(nn.ModuleList):
     def one(self, h: Tensor, earlier: Tensor) -> Tensor:
         """h (B, features, 1, 1), earlier (B, c) scaled levels of the channels before -> (B, K) logits of channel c."""
         return self[earlier.shape[1]](torch.cat([h, earlier[..., None, None]], dim=1))[..., 0, 0]
+
+
+def nats(logits: Tensor, x: Tensor) -> Tensor:
+    """logits (..., K), x (...) levels -> (...) nats of those levels."""
+    return -F.cross_entropy(wide(logits).flatten(0, -2), x.flatten().long(), reduction="none").reshape(x.shape)
 
 
 def raster(step: int, channels: int, width: int) -> tuple[int, int, int]:
