@@ -206,7 +206,7 @@ class Iterated(GenerativeModel):
     """Learns by passes over the data or by chains: EM, Chow-Liu, coordinate ascent, MCMC."""
 
     @abstractmethod
-    def advance(self, data_pass: Iterable[Batch], noise: Noise) -> Metrics:
+    def iterate(self, data_pass: Iterable[Batch], noise: Noise) -> Metrics:
         """One pass or one round of chains."""
 
     @property
