@@ -138,6 +138,38 @@ def score(
 
 
 @app.command()
+def compress(
+    model: ModelName,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures, sounds, or .npy arrays of rows")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the compressed file")],
+    label: Annotated[str | None, typer.Option(help="a class's name or number for all; the likeliest of each where left out")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="of torch, on both sides")] = 1,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Files into one, without loss, by the model's likelihood; beside PNG, FLAC and zstd."""
+    from pipelines import compress as compression
+
+    console.speak_json(as_json)
+    compression.compress(model, files, out=out, label=label, threads=threads, storage=storage)
+
+
+@app.command()
+def decompress(
+    model: ModelName,
+    file: Annotated[Path, typer.Argument(metavar="IN", help="what `compress` wrote")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="a new folder")],
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """The files back, as PNG, WAV or .npy of the same levels; with the same model on a machine of the same equality class."""
+    from pipelines import compress as compression
+
+    console.speak_json(as_json)
+    compression.decompress(model, file, out=out, storage=storage)
+
+
+@app.command()
 def models(as_json: AsJson = False) -> None:
     """The families and what each can do."""
     from pipelines import summary
