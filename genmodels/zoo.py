@@ -6,8 +6,9 @@ from genmodels import noise
 from genmodels.core import Event, GenerativeModel
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
+from genmodels.models.multiscale import Multiscale
 from genmodels.models.nade import NADE
-from genmodels.models.pixelcnn import GatedPixelCNN
+from genmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
 from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
@@ -17,7 +18,9 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "nade": NADE,
     "row_lstm": RowLSTM,
     "diagonal_bilstm": DiagonalBiLSTM,
+    "pixelcnn": PixelCNN,
     "gated_pixelcnn": GatedPixelCNN,
+    "multiscale": Multiscale,
     "wavenet": WaveNet,
     "vae": VAE,
     "gan": GAN,

@@ -38,7 +38,9 @@ TINY: dict[str, dict[str, Any]] = {
     "nade": {"hidden": (16,), "training": "fixed"},
     "row_lstm": {"hidden": 6, "layers": 1, "kernel": 7, "head": 8},
     "diagonal_bilstm": {"hidden": 6, "layers": 1, "kernel": 3, "head": 8},
+    "pixelcnn": {"hidden": 8, "layers": 2, "kernel": 7, "head": 8},
     "gated_pixelcnn": {"hidden": 8, "layers": 2, "kernel": 3, "head": 8},
+    "multiscale": {"scales": 1, "hidden": 8, "layers": 2, "kernel": 3, "head": 8},
     "wavenet": {"stacks": 1, "layers": 3, "residual": 8, "skip": 8},
 }
 """Settings for tests that draw very often; a family that is not here is built with its defaults."""

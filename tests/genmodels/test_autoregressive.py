@@ -28,7 +28,10 @@ WIDE = Event(modality="image", shape=(1, 17, 17), levels=3, classes=2)
 COLOUR = Event(modality="image", shape=(3, 5, 5), levels=4)
 PARTIAL = {"pixelcnn", "row_lstm", "bayesnet"}
 """Families that do not see the whole past, a fact of theirs which their own tests state exactly."""
-REACHING: dict[str, dict[str, Any]] = {"gated_pixelcnn": {"hidden": 4, "layers": 8, "head": 8}}
+REACHING: dict[str, dict[str, Any]] = {
+    "gated_pixelcnn": {"hidden": 4, "layers": 8, "head": 8},
+    "multiscale": {"hidden": 4, "layers": 8, "head": 8},
+}
 """Settings with which a family's receptive field spans 17 x 17; its defaults do where it is not named."""
 
 
