@@ -56,6 +56,38 @@ def test_a_pixels_channels_sum_to_one_together(channels: int, levels: int) -> No
     assert mixture(channels, levels).log_prob(every).double().exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_channels_one_by_one_add_up_to_the_pixel(channels: int, levels: int) -> None:
+    """Each channel's levels have mass one, given the channels before; the nats of those taken are its conditional, and their sum is log_prob."""
+    n = 50
+    x = torch.randint(0, levels, (n, channels, 2, 1), generator=torch.Generator().manual_seed(1))
+    density = repeated(mixture(channels, levels, height=2), n)
+    each = density.conditionals(x)
+    torch.testing.assert_close(each.sum(1), density.log_prob(x))
+    for c in range(channels):
+        every = density.logits(torch.where(torch.arange(channels)[:, None, None] < c, x, 0), c)
+        torch.testing.assert_close(every.double().exp().sum(1), torch.ones(n, 2, 1, dtype=torch.float64), rtol=0, atol=2e-5)
+        torch.testing.assert_close(every.gather(1, x[:, c, None])[:, 0], each[:, c])
+
+
+def test_a_channel_given_those_before_it_by_enumeration() -> None:
+    """p(G | R) = sum_B p(R, G, B) / sum_GB p(R, G, B): by the mixture's weights, and by the means that R moves."""
+    levels = 5
+    every = torch.cartesian_prod(*[torch.arange(levels)] * 3)[:, :, None, None]
+    for moved in (1.0, 0.0):
+        density = mixture(3, levels)
+        density = replace(density, coefficients=moved * density.coefficients)
+        p = density.log_prob(every).double().exp().reshape(levels, levels, levels)
+        red, green = p.sum((1, 2)), p.sum(2)
+        for c, given in enumerate([red, green / red[:, None], p / green[..., None]]):
+            wanted = given.reshape(-1, levels).repeat_interleave(levels ** (3 - c), dim=0)  # a row for each of `every`
+            torch.testing.assert_close(
+                repeated(density, len(every)).logits(every, c)[..., 0, 0].double().exp(), wanted, rtol=1e-4, atol=1e-5
+            )
+        assert float((green / red[:, None]).std(0).max()) > 0.01, "R tells nothing of G"
+
+
 @pytest.mark.parametrize(("channels", "levels"), [(1, 17), (3, 4)])
 def test_draws_come_from_that_mass(channels: int, levels: int) -> None:
     draws = 200_000
