@@ -9,6 +9,7 @@ from genmodels.models.gan import GAN
 from genmodels.models.multiscale import Multiscale
 from genmodels.models.nade import NADE
 from genmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
+from genmodels.models.pixelcnnpp import PixelCNNPlusPlus
 from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
@@ -21,6 +22,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "pixelcnn": PixelCNN,
     "gated_pixelcnn": GatedPixelCNN,
     "multiscale": Multiscale,
+    "pixelcnnpp": PixelCNNPlusPlus,
     "wavenet": WaveNet,
     "vae": VAE,
     "gan": GAN,

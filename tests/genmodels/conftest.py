@@ -41,6 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
     "pixelcnn": {"hidden": 8, "layers": 2, "kernel": 7, "head": 8},
     "gated_pixelcnn": {"hidden": 8, "layers": 2, "kernel": 3, "head": 8},
     "multiscale": {"scales": 1, "hidden": 8, "layers": 2, "kernel": 3, "head": 8},
+    "pixelcnnpp": {"hidden": 8, "scales": 1, "components": 2},
     "wavenet": {"stacks": 1, "layers": 3, "residual": 8, "skip": 8},
 }
 """Settings for tests that draw very often; a family that is not here is built with its defaults."""
