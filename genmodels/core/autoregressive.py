@@ -61,6 +61,12 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         return self.order
 
     @property
+    def averages_orders(self) -> bool:
+        """Whether the density is a mixture over orders, one of which `arranged` draws for a row: known values then say which is the likelier one,
+        so that they are not completed exactly by coming first in the one that was drawn."""
+        return False
+
+    @property
     def steps(self) -> int:
         return self.event.dims
 
@@ -206,7 +212,7 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         if labels is None and self.event.classes == 0:
             self.condition(y, n)
         seen = _along(self.arranged(noise, known.reshape(n, -1)), known.reshape(n, -1))
-        if bool((seen[:, 1:] <= seen[:, :-1]).all()):
+        if bool((seen[:, 1:] <= seen[:, :-1]).all()) and not (self.averages_orders and bool(known.any())):
             drawn = [
                 self._continued(noise.pick(rows), x[rows], known[rows], _rows(labels, rows), _rows(c, rows), temperature)[:count]
                 for rows, count in blocks(n)

@@ -67,8 +67,8 @@ class FVBN(Trained, Autoregressive):
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
         x_t = x.flatten(1)[:, self.order]
-        earlier = torch.ones_like(self.weight[:, 0, :, 0], dtype=torch.bool).triu(1)  # row s, column t: s comes before t
-        weight = torch.where(earlier[:, None, :, None], self.weight, 0).flatten(2).flatten(0, 1)
+        earlier = torch.ones_like(self.weight[:, 0, :, 0]).triu(1)  # row s, column t: s comes before t
+        weight = (self.weight * earlier[:, None, :, None]).flatten(2).flatten(0, 1)
         raw = self.label(torch.addmm(self.bias, values.features(x_t, self.event.levels, weight.dtype).flatten(1), weight), y)
         nats = values.log_prob(raw.unflatten(1, (self.event.dims, self.outputs)), x_t, self.event.levels)
         return nats[:, inverse(self.order)].reshape(x.shape)
