@@ -6,6 +6,7 @@ from genmodels import noise
 from genmodels.core import Event, GenerativeModel
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
+from genmodels.models.made import MADE
 from genmodels.models.multiscale import Multiscale
 from genmodels.models.nade import NADE
 from genmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
@@ -17,6 +18,7 @@ from genmodels.models.wavenet import WaveNet
 MODELS: dict[str, type[GenerativeModel]] = {
     "fvbn": FVBN,
     "nade": NADE,
+    "made": MADE,
     "row_lstm": RowLSTM,
     "diagonal_bilstm": DiagonalBiLSTM,
     "pixelcnn": PixelCNN,

@@ -36,6 +36,7 @@ COUNTABLE = {
 
 TINY: dict[str, dict[str, Any]] = {
     "nade": {"hidden": (16,), "training": "fixed"},
+    "made": {"hidden": (16, 12), "masks": 2},
     "row_lstm": {"hidden": 6, "layers": 1, "kernel": 7, "head": 8},
     "diagonal_bilstm": {"hidden": 6, "layers": 1, "kernel": 3, "head": 8},
     "pixelcnn": {"hidden": 8, "layers": 2, "kernel": 7, "head": 8},
