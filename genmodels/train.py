@@ -5,77 +5,26 @@ Where nothing is random but by address (genmodels.noise) and the order of exampl
 depend on where it was cut.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from genmodels import checkpoint
+from genmodels.checkpoint import NonFinite, Record, Schedule, TrainConfig
 from genmodels.core import Batch, Metrics, Objective, Optimizer, Trained
 from genmodels.descent import Player, Precision, Sum, flatten
 from genmodels.noise import Noise, derive
 
+__all__ = ["Batches", "NonFinite", "Record", "Schedule", "TrainConfig", "Training", "fit"]
+
 Batches = Callable[[int], Batch]
 """The batch of a step; on one of several workers its slice of it."""
-
-Record = dict[str, float]
-"""What one step came to: step (how many are done), and of each objective whose turn it was `<objective>.loss`, `.gradient_norm` and its metrics."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Linear warm-up over `warmup` steps, then constant, or a half cosine down to `final` of the learning rate at the last step."""
-
-    warmup: int = 0
-    decay: Literal["constant", "cosine"] = "constant"
-    final: float = 0.0
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by at a step, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        if self.decay == "constant":
-            return 1.0
-        done = (step - self.warmup) / max(1, steps - 1 - self.warmup)
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The numbers of a training. batch_size: examples a step over all workers; accumulate: parts that a worker's slice is computed in;
-    lr: of every objective that names none of its own; objectives: per objective, overrides of its Optimizer; ema: decay of the running
-    mean of the weights (0: none), lower at first: min(ema, (1 + t) / (10 + t))."""
-
-    steps: int
-    batch_size: int = 64
-    accumulate: int = 1
-    lr: float | None = None
-    objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    schedule: Schedule = field(default_factory=Schedule)
-    ema: float = 0.0
-    precision: Precision = "f32"
-    seed: int = 0
-    threads: int = 1
-
-
-class NonFinite(ArithmeticError):
-    """A loss or a gradient's norm that is not a finite number. `records`: the steps since the last look, so that nothing of it is hidden."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        broken = [record for record in records if not all(map(math.isfinite, record.values()))]
-        values = ", ".join(f"{name} {value:g}" for name, value in broken[0].items() if name != "step")
-        super().__init__(
-            f"step {broken[0]['step']:g} is not finite ({values}; {len(broken)} such steps before it was stopped): "
-            "lower the learning rate, lengthen the warm-up or clip harder"
-        )
-        self.records, self.step, self.count = list(records), int(broken[0]["step"]), len(broken)
 
 
 def fit(model: Trained, config: TrainConfig, batches: Batches, *, sum_over_workers: Sum | None = None) -> "Training":
@@ -101,6 +50,15 @@ class Training:
         ]
         self._mean = [piece.values.detach().clone() for piece in self._pieces] if config.ema else []
 
+    @property
+    def done(self) -> bool:
+        return self.step >= self.config.steps
+
+    @property
+    def objectives(self) -> list[str]:
+        """Their names, in the order of a step's turns."""
+        return [player.objective.name for player in self._players]
+
     def run(self, batches: Batches, *, until: int, sum_over_workers: Sum | None = None) -> list[Record]:
         """Steps up to `until` -> one record a step. Values are looked at once, at the end: a device never waits for the host in between.
 
@@ -114,7 +72,7 @@ class Training:
         for (index, name), value in zip(names, values, strict=True):
             records[index][name] = value
         if not all(map(math.isfinite, values)):
-            raise NonFinite(records)
+            raise NonFinite(records, "lower the learning rate, lengthen the warm-up or clip harder")
         return records
 
     def _advance(self, batch: Batch, sum_over_workers: Sum | None) -> Metrics:
@@ -158,37 +116,23 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Writes the whole state: state.safetensors, and state.json that vouches for it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        content = safetensors.torch.save(self._tensors())
-        (folder / "state.safetensors").write_bytes(content)
-        state = {"step": self.step, "sha256": hashlib.sha256(content).hexdigest(), **self._identity()}
-        (folder / "state.json").write_text(json.dumps(state, indent=2))
+        checkpoint.save(folder, step=self.step, tensors=self._tensors(), identity=self._identity())
 
     def restore(self, folder: Path) -> None:
         """Goes on from a saved state. Raises ValueError when it is damaged, or is that of another model or config."""
-        state = json.loads((folder / "state.json").read_text())
-        content = (folder / "state.safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != state["sha256"]:
-            raise ValueError(
-                f"{folder}: state.safetensors was changed since it was written; remove this checkpoint to go on from an earlier one"
-            )
-        for key, value in json.loads(json.dumps(self._identity())).items():
-            if state[key] != value:
-                raise ValueError(f"{folder}: this checkpoint's {key} is another: {_difference(state[key], value)}")
-        tensors = safetensors.torch.load(content)
-        self.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+        step, tensors = checkpoint.load(folder, self._identity())
+        checkpoint.into_model(self.model, tensors)
         for index, mean in enumerate(self._mean):
             mean.copy_(tensors[f"mean.{index}"])
         for player in self._players:
             player.restore(tensors)
-        self.step = state["step"]
+        self.step = step
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"mean.{index}": mean for index, mean in enumerate(self._mean)}
+        tensors = checkpoint.of_model(self.model) | {f"mean.{index}": mean for index, mean in enumerate(self._mean)}
         for player in self._players:
             tensors |= player.state()
-        return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        return tensors
 
     def _identity(self) -> dict[str, Any]:
         """What a state must agree on to be this training's: the config, and which parameter lies where."""
@@ -211,11 +155,3 @@ def _check_precision(precision: Precision, device: torch.device) -> None:
         able = any(present is True for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
     if not able:
         raise ValueError(f"precision bf16 on a {device.type} without bf16 arithmetic; set precision f32")
-
-
-def _difference(old: Any, new: Any) -> str:
-    """The first thing that differs, short enough for a line."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
-        return f"{key} {old.get(key)!r}, here {new.get(key)!r}"
-    return f"{str(old)[:80]!r}, here {str(new)[:80]!r}"

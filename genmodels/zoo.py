@@ -4,9 +4,11 @@ from typing import Any
 
 from genmodels import noise
 from genmodels.core import Event, GenerativeModel
+from genmodels.models.bayesnet import BayesNet
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
 from genmodels.models.made import MADE
+from genmodels.models.mixture import Mixture
 from genmodels.models.multiscale import Multiscale
 from genmodels.models.nade import NADE
 from genmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
@@ -28,6 +30,8 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "wavenet": WaveNet,
     "vae": VAE,
     "gan": GAN,
+    "mixture": Mixture,
+    "bayesnet": BayesNet,
 }
 
 

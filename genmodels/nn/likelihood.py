@@ -1,4 +1,4 @@
-"""Likelihoods over levels: mixtures of discretised logistics.
+"""Likelihoods over levels: mixtures of discretised logistics, and the discretised Gaussian.
 
 PixelCNN++ (Salimans, Karpathy, Chen, Kingma, 2017), arXiv:1701.05517, eq. 1 and 2. We count in levels, not in [-1, 1], so that the edges of
 neighbouring bins are the same floating-point number and the masses telescope to one for any number of levels, any mean and any scale; and we take a
@@ -115,3 +115,16 @@ def discretised_logistic(level: Tensor, mean: Tensor, scale: Tensor, levels: int
     below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
     inside = below + above + torch.log(-torch.expm1(-1 / scale))
     return torch.where(level <= 0, below, torch.where(level >= levels - 1, above, inside))
+
+
+def discretised_gaussian(level: Tensor, mean: Tensor, scale: Tensor, levels: int) -> Tensor:
+    """level, mean, scale broadcast together, float64, in levels -> nats of a Gaussian's mass within half a level; the end levels take the tails."""
+    lower = (torch.where(level <= 0, -math.inf, level - 0.5) - mean) / scale
+    upper = (torch.where(level >= levels - 1, math.inf, level + 0.5) - mean) / scale
+    near, far = torch.maximum(lower, -upper), torch.maximum(upper, -lower)  # counted in the nearer tail, so that nothing cancels
+    mass = (torch.erfc(near * 0.5**0.5) - torch.erfc(far * 0.5**0.5)) / 2
+    nats, deep = mass.log(), mass < 1e-280  # float64 ends a little further down
+    if bool(deep.any()):
+        above, below = torch.special.log_ndtr(-near[deep]), torch.special.log_ndtr(-far[deep])
+        nats[deep] = above + torch.log(-torch.expm1(below - above))
+    return nats

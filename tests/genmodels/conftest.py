@@ -42,16 +42,25 @@ TINY: dict[str, dict[str, Any]] = {
     "pixelcnn": {"hidden": 8, "layers": 2, "kernel": 7, "head": 8},
     "gated_pixelcnn": {"hidden": 8, "layers": 2, "kernel": 3, "head": 8},
     "multiscale": {"scales": 1, "hidden": 8, "layers": 2, "kernel": 3, "head": 8},
+    "mixture": {"components": 3},
     "pixelcnnpp": {"hidden": 8, "scales": 1, "components": 2},
     "wavenet": {"stacks": 1, "layers": 3, "residual": 8, "skip": 8},
 }
 """Settings for tests that draw very often; a family that is not here is built with its defaults."""
 
+UNFIT = {"bayesnet": {"deep colour", "image"}}
+"""Events of its modalities that a family says it cannot take, which its own tests hold it to."""
+
 
 def cases(events: dict[str, Event], *capabilities: type[GenerativeModel]) -> list[tuple[str, str]]:
     """Every (family, event) of the zoo where the family has the capabilities and models such events."""
     families = [name for name, kind in MODELS.items() if all(issubclass(kind, capability) for capability in capabilities)]
-    return [(family, name) for family in families for name, event in events.items() if event.modality in MODELS[family].modalities]
+    return [
+        (family, name)
+        for family in families
+        for name, event in events.items()
+        if event.modality in MODELS[family].modalities and name not in UNFIT.get(family, ())
+    ]
 
 
 def shaken(family: str, event: Event, *, seed: int = 0, by: float = 0.5, **config: Any) -> GenerativeModel:
