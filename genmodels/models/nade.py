@@ -4,9 +4,9 @@ The Neural Autoregressive Distribution Estimator (Larochelle, Murray, 2011); A D
 arXiv:1310.1757; Neural Autoregressive Distribution Estimation (Uria, Cote, Gregor, Murray, Larochelle, 2016), arXiv:1605.02226.
 
 The first layer is a sum over the values seen, so one network serves every order: a subset that is known goes first, and the rest is drawn exactly.
-We differ from the papers in two ways. A model trained in one fixed order also reads which places are seen, which the paper of 2011 has not, so that
-it too answers in any order (well only in its own). Up to 16 levels have indicators and a softmax and more a mixture of discretised logistics, where
-the papers have bits and real values.
+A model trained in one fixed order is not asked to do that: a subset that does not come first there is completed by importance resampling.
+We differ from the papers in two ways. Fixed training, too, reads which places are seen, which the paper of 2011 has not. Up to 16 levels have
+indicators and a softmax and more a mixture of discretised logistics, where the papers have bits and real values.
 """
 
 import math
@@ -122,8 +122,9 @@ class NADE(Trained, Autoregressive):
         return self.orders[0]
 
     def arranged(self, noise: Noise, known: Tensor | None) -> Tensor:
-        """As Autoregressive: what is known comes first in the first order, for every row alike; the rest in an order drawn from the several."""
-        if known is None and len(self.orders) == 1:
+        """As Autoregressive. What is known comes first, in the first order for every row alike, and the rest in an order drawn from the several:
+        exact conditionals of the joint in that order (`log_prob_in_order`), or of the average over orders that begin so."""
+        if self.config.training == "fixed" or (known is None and len(self.orders) == 1):
             return self.order
         chosen = categorical(torch.zeros(len(noise), len(self.orders), device=self.device), noise.uniform("order"))
         if known is None:

@@ -15,8 +15,8 @@ from genmodels.zoo import build
 from tests.genmodels.conftest import COUNTABLE, EVENTS, examples, labels, shaken, states
 from tests.genmodels.test_contract import g_test
 
-SMALL = {"hidden": (12,)}
-DEEP = {"hidden": (12, 7), "activation": "sigmoid"}
+SMALL: dict[str, Any] = {"hidden": (12,)}
+DEEP: dict[str, Any] = {"hidden": (12, 7), "activation": "sigmoid"}
 ORDERS = {"raster": range(9), "back": range(8, -1, -1), "other": [4, 0, 8, 2, 6, 1, 7, 3, 5]}
 
 
@@ -158,6 +158,16 @@ def test_a_row_s_completion_depends_on_its_own_mask_alone() -> None:
     assert done.exact and torch.equal(done.x[known], x[known])
     alone = torch.cat([model.complete(x[i : i + 1], known[i : i + 1], seed=4, y=y[i : i + 1], first=i).x for i in range(n)])
     assert torch.equal(alone, done.x)
+
+
+def test_fixed_training_completes_exactly_only_what_follows_in_its_order() -> None:
+    """Other orders were never learnt, so that their conditionals are worth nothing."""
+    model = shaken("nade", EVENTS["binary"], training="fixed", order=range(19, -1, -1), **SMALL)
+    assert isinstance(model, NADE)
+    x, last = examples(model.event, 2), torch.arange(20).reshape(1, 5, 4) >= 12
+    assert model.complete(x, last, seed=0).exact
+    other = model.complete(x, ~last, seed=0)
+    assert not other.exact and "importance" in other.method
 
 
 def test_a_label_nobody_gave_is_drawn_by_what_is_known() -> None:
