@@ -21,8 +21,8 @@ from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop
-from genmodels.nn.orders import arrangement, inverse
-from genmodels.noise import Noise, categorical, derive
+from genmodels.nn.orders import arrangements, inverse
+from genmodels.noise import Noise, categorical
 
 LARGEST = 4096
 """Values of an event: the direct connections are a weight for each pair."""
@@ -101,8 +101,9 @@ class MADE(Trained, Autoregressive):
         if event.levels == 0 or event.dims > LARGEST:
             raise ValueError(f"MADE models at most {LARGEST} values of levels, since it has a weight for each pair; got {event}")
         self.inputs, self.outputs = values.input_features(event.levels), values.output_parameters(event.levels)
-        self.register_buffer("orders", _orders(super().order, config), persistent=False)
-        self.register_buffer("ranks", torch.stack([inverse(order) for order in self.orders]), persistent=False)
+        orders = arrangements(super().order, config.order, config.mask_seed, config.orders)
+        self.register_buffer("orders", orders, persistent=False)
+        self.register_buffer("ranks", inverse(orders), persistent=False)
         for i, degrees in enumerate(_degrees(event.dims, config)):
             self.register_buffer(f"degrees_{i}", degrees, persistent=False)
         sizes = [event.dims * self.inputs, *config.hidden]
@@ -120,20 +121,22 @@ class MADE(Trained, Autoregressive):
     def averages_orders(self) -> bool:
         return self.config.orders > 1
 
-    def logits(self, x: Tensor, y: Tensor | None, order: int, mask: int, noise: Noise | None = None) -> Tensor:
-        """x (B, D) levels -> (B, D, P) by place: what one member says of each value."""
-        read = values.features(x, self.event.levels, self.out.weight.dtype).flatten(1)
-        h, (have, *degrees, need) = read, self._member(order, mask)
+    def raw(self, read: Tensor, y: Tensor | None, order: int, mask: int, noise: Noise | None = None) -> Tensor:
+        """read (B, D F) features by place -> (B, D, P) by place: what one member says of each value (eq. 12 and 13)."""
+        ranks, *degrees, need = self._member(order, mask)
+        h, have = read, ranks
         for i, (layer, own) in enumerate(zip(self._layers(), degrees, strict=True)):
             h = _masked(layer, h, have, own)
             h = drop(F.relu(self.hidden_label(h, y) if i == 0 else h), self.config.dropout, noise, f"dropout.{i}")
             have = own
-        seen = torch.cat([have, self._member(order, mask)[0]])
-        return self.label(_masked(self.out, torch.cat([h, read], dim=1), seen, need), y).unflatten(1, (-1, self.outputs))
+        raw = _masked(self.out, torch.cat([h, read], dim=1), torch.cat([have, ranks]), need)
+        return self.label(raw, y).unflatten(1, (-1, self.outputs))
 
     def member(self, x: Tensor, y: Tensor | None, order: int, mask: int, noise: Noise | None = None) -> Tensor:
         """x (B, *shape) levels -> (B, *shape) nats: one member's conditionals."""
-        return values.log_prob(self.logits(x.flatten(1), y, order, mask, noise), x.flatten(1), self.event.levels).reshape(x.shape)
+        levels, flat = self.event.levels, x.flatten(1)
+        read = values.features(flat, levels, self.out.weight.dtype).flatten(1)
+        return values.log_prob(self.raw(read, y, order, mask, noise), flat, levels).reshape(x.shape)
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
         """As Autoregressive; in training those of the member that the step draws."""
@@ -171,7 +174,7 @@ class MADE(Trained, Autoregressive):
         used, group = which.unique(return_inverse=True)
         degrees, dims = self._degrees(), self.event.dims
         masked = [
-            torch.where(have[used][:, :, :, None] <= own[used][:, :, None], layer.weight.T, 0)
+            layer.weight.T * (have[used][:, :, :, None] <= own[used][:, :, None]).to(layer.weight.dtype)
             for layer, have, own in zip(self._layers()[1:], degrees, degrees[1:], strict=False)
         ]
         members = Members(
@@ -265,20 +268,6 @@ def _of_group(h: Tensor, weight: Tensor, group: Tensor) -> Tensor:
 def _at(table: Tensor, place: Tensor) -> Tensor:
     """table (B, D, P), place () or (B,) -> (B, P)."""
     return table[:, place] if place.ndim == 0 else table[torch.arange(len(table), device=table.device), place]
-
-
-def _orders(raster: Tensor, config: MADE.Config) -> Tensor:
-    """(O, D) int64, no two alike: a row's order is to say which one was drawn."""
-    if len(raster) < 13 and config.orders > math.factorial(len(raster)):
-        raise ValueError(f"{config.orders} orders of {len(raster)} values; there are only {math.factorial(len(raster))}")
-    found = [arrangement(raster, config.order, config.mask_seed)]
-    attempt = 0
-    while len(found) < config.orders:
-        order = arrangement(raster, "random", derive("further", config.mask_seed, attempt))
-        attempt += 1
-        if not any(torch.equal(order, other) for other in found):
-            found.append(order)
-    return torch.stack(found)
 
 
 def _degrees(dims: int, config: MADE.Config) -> list[Tensor]:

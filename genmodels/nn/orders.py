@@ -1,5 +1,6 @@
 """The orders in which families that are bound to no raster visit the values of an event."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,19 @@ def arrangement(raster: Tensor, order: str | Sequence[int], seed: int) -> Tensor
     return torch.tensor(order, device=raster.device)
 
 
+def arrangements(raster: Tensor, order: str | Sequence[int], seed: int, count: int) -> Tensor:
+    """(count, D) int64 orders, no two alike: `arrangement`'s, then random ones. Raises ValueError where there are not so many."""
+    if len(raster) < 13 and count > math.factorial(len(raster)):
+        raise ValueError(f"{count} orders of {len(raster)} values; there are only {math.factorial(len(raster))}")
+    found, attempt = [arrangement(raster, order, seed)], 0
+    while len(found) < count:
+        further = arrangement(raster, "random", derive("further", seed, attempt))
+        attempt += 1
+        if not any(torch.equal(further, other) for other in found):
+            found.append(further)
+    return torch.stack(found)
+
+
 def inverse(order: Tensor) -> Tensor:
-    """order (D,) places as visited -> (D,) int64: when each place is visited."""
-    return torch.argsort(order)
+    """order (..., D) places as visited -> (..., D) int64: when each place is visited."""
+    return torch.argsort(order, dim=-1)
