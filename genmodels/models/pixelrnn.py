@@ -180,7 +180,10 @@ class PixelRNN(Trained, Autoregressive):
 
 
 class RowLSTM(PixelRNN):
-    """Sees a cone: in the r-th row above, columns up to (layers + r) (width // 2) + kernel // 2 to the left and about half that to the right."""
+    """Sees a cone, here with q = width // 2: (r + layers) q + kernel // 2 columns to the left in the r-th row above, its own row being r = 0.
+
+    To the right it sees (r - 1) q + kernel // 2 columns there, or r q - 1 where that is more; in its own row none.
+    """
 
     beyond = 0
 

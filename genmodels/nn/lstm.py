@@ -1,7 +1,7 @@
 """Convolutional LSTM layers that sweep a picture, over its rows or over its diagonals, at once for training and pixel by pixel for sampling.
 
 Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner, Kavukcuoglu, 2016), arXiv:1601.06759, sections 3.1 to 3.3. What comes from the input is
-computed for the whole picture by one convolution; what comes from the state is one product of matrices a row or a diagonal.
+computed for the whole picture at once; what comes from the state is a product of matrices a row or a diagonal.
 """
 
 from abc import ABC, abstractmethod
@@ -13,16 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.nn.conditioning import ClassBias
-from genmodels.nn.scaling import wide
-
-
-def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM (eq. 3). gates (..., 4 hidden): input, forget, output, content; c (..., hidden) -> h, c (..., hidden), float32 at least."""
-    hidden = c.shape[-1]
-    opened, content = wide(gates).split([3 * hidden, hidden], dim=-1)
-    i, f, o = torch.sigmoid(opened).chunk(3, dim=-1)
-    c = f * c + i * torch.tanh(content)
-    return o * torch.tanh(c), c
+from genmodels.nn.recurrence import cell, recur
 
 
 class Sweep(nn.Module, ABC):
@@ -74,13 +65,12 @@ class RowLayer(Sweep):
         _remember(self.enter, hidden)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
-        rows = self.label(self.enter(F.pad(x, (self.reach, 0))), y).permute(2, 0, 3, 1).contiguous()
-        h = c = wide(rows.new_zeros(*rows.shape[1:3], self.hidden))
-        swept = []
-        for row in rows.unbind():
-            h, c = cell(row + self._above(h), c)
-            swept.append(h)
-        return x + self.leave(torch.stack(swept).permute(1, 3, 0, 2))
+        z = x.permute(1, 2, 3, 0)
+        padded = F.pad(z, (0, 0, self.reach, 0))
+        seen = torch.cat([padded[:, :, i : i + z.shape[2]] for i in range(self.reach + 1)])
+        gates = _product(self.enter.weight[:, :, 0].movedim(2, 1).flatten(1), _biases(self.enter, self.label, y, len(x)), seen)
+        (h,) = recur(gates[None], self.recur.weight[None], range(-self.reach, self.reach + 1), diagonal=False)
+        return x + _mixed(self.leave, h).permute(3, 0, 1, 2)
 
     def begin(self, n: int, width: int) -> RowMemory:
         zeros = self.recur.weight.new_zeros
@@ -131,29 +121,19 @@ class DiagonalLayer(Sweep):
         super().__init__()
         self.hidden = hidden
         self.enter = nn.Conv2d(features, 8 * hidden, 1)
-        self.recur = nn.Parameter(torch.empty(2, 2 * hidden, 4 * hidden).uniform_(-1, 1) / (2 * hidden) ** 0.5)
+        self.recur = nn.Parameter(torch.empty(2, 4 * hidden, 2 * hidden).uniform_(-1, 1) / (2 * hidden) ** 0.5)
         self.leave = nn.Conv2d(hidden, features, 1)
         self.label = ClassBias(classes, 8 * hidden)
         _remember(self.enter, hidden)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
-        left, right = self.label(self.enter(x), y).chunk(2, dim=1)
-        left, right = self.sweep(torch.stack([left, right.flip(-1)]))
-        past = F.pad(right.flip(-1), (0, 0, 1, 0))[:, :, :-1]
-        return x + self.leave(left + past)
-
-    def sweep(self, gates: Tensor) -> Tensor:
-        """gates (2, B, 4 hidden, H, W), the second mirrored -> (2, B, hidden, H, W): both sweeps at once, one diagonal of the picture a step."""
-        # Outside the picture the gates are 0: left of it the states stay 0, and right of it nobody inside reads them.
-        diagonals = skew(gates).permute(4, 0, 1, 3, 2).contiguous()
-        h = c = wide(diagonals.new_zeros(*diagonals.shape[1:4], self.hidden))
-        swept = []
-        for diagonal in diagonals.unbind():
-            above = F.pad(h, (0, 0, 1, 0))[:, :, :-1]
-            told = torch.baddbmm(diagonal.flatten(1, 2), torch.cat([h, above], dim=-1).flatten(1, 2), self.recur)
-            h, c = cell(told.view_as(diagonal), c)
-            swept.append(h)
-        return unskew(torch.stack(swept).permute(1, 2, 4, 3, 0))
+        z = x.permute(1, 2, 3, 0)
+        weights = self.enter.weight[:, :, 0, 0].chunk(2)
+        biases = _biases(self.enter, self.label, y, len(x)).chunk(2)
+        gates = torch.stack([_product(weight, bias, side) for weight, bias, side in zip(weights, biases, (z, z.flip(2)), strict=True)])
+        left, right = recur(gates, self.recur, (0, -1), diagonal=True)
+        past = F.pad(right.flip(2), (0, 0, 0, 0, 1, 0))[:, :-1]
+        return x + _mixed(self.leave, left + past).permute(3, 0, 1, 2)
 
     def begin(self, n: int, width: int) -> DiagonalMemory:
         zeros = self.recur.new_zeros
@@ -166,7 +146,7 @@ class DiagonalLayer(Sweep):
 
     def pixel(self, kept: DiagonalMemory, x: Tensor, column: int, y: Tensor | None) -> Tensor:
         gates, kept.gates[:, column] = self.label(self.enter(x), y)[..., 0, 0].chunk(2, dim=1)
-        h, kept.c = cell(torch.addmm(gates, kept.h[:, column : column + 2].flatten(1), self.recur[0]), kept.c)
+        h, kept.c = cell(torch.addmm(gates, kept.h[:, column : column + 2].flatten(1), self.recur[0].T), kept.c)
         kept.h[:, column + 1] = h
         return x + self.leave((h + kept.right[:, column])[..., None, None])
 
@@ -174,21 +154,26 @@ class DiagonalLayer(Sweep):
         h = c = torch.zeros_like(kept.c)
         for column in reversed(range(kept.gates.shape[1])):
             seen = torch.cat([h, kept.right[:, column]], dim=1)
-            h, c = cell(torch.addmm(kept.gates[:, column], seen, self.recur[1]), c)
+            h, c = cell(torch.addmm(kept.gates[:, column], seen, self.recur[1].T), c)
             kept.right[:, column] = h
         kept.c.zero_()
 
 
-def skew(x: Tensor) -> Tensor:
-    """x (..., H, W) -> (..., H, W + H - 1), row i moved right by i: column d holds the diagonal of the pixels with row + column = d, else zeros."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, height)).flatten(-2)[..., :-height].unflatten(-1, (height, width + height - 1))
+def _mixed(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of width 1 where batches lie innermost, as `recur` wants them: x (in, H, W, B) -> (out, H, W, B)."""
+    assert layer.bias is not None
+    return _product(layer.weight[..., 0, 0], layer.bias[:, None], x)
 
 
-def unskew(x: Tensor) -> Tensor:
-    """The picture (..., H, W) that `skew` made x (..., H, W + H - 1) of."""
-    height, width = x.shape[-2], x.shape[-1] - x.shape[-2] + 1
-    return F.pad(x.flatten(-2), (0, height)).unflatten(-1, (height, width + height))[..., :width]
+def _product(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """weight (out, in), bias (out, B or 1), x (in, H, W, B) -> (out, H, W, B)."""
+    return torch.mm(weight, x.flatten(1)).unflatten(1, x.shape[1:]) + bias[:, None, None]
+
+
+def _biases(layer: nn.Conv2d, label: ClassBias, y: Tensor | None, n: int) -> Tensor:
+    """(out, n): the layer's bias and what each picture's label adds to it."""
+    assert layer.bias is not None
+    return label(layer.bias.expand(n, -1), y).T
 
 
 def _remember(enter: nn.Conv2d, hidden: int) -> None:

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genmodels.core import Event
 from genmodels.models.pixelrnn import DiagonalBiLSTM, PixelRNN, RowLSTM
-from genmodels.nn.lstm import DiagonalLayer, RowLayer, Sweep, cell, skew, unskew
+from genmodels.nn.lstm import DiagonalLayer, RowLayer, Sweep
+from genmodels.nn.recurrence import cell, picture, recur, swept
 from genmodels.nn.scaling import scaled
 from genmodels.noise import Noise
 from tests.genmodels.conftest import examples, shaken
@@ -101,15 +103,41 @@ def test_each_sweep_brings_its_own_side(silent: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (1, 6), (6, 1), (1, 1), (3, 8)])
-def test_unskew_undoes_skew(shape: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *shape)
-    diagonals = skew(x)
-    assert diagonals.shape == (2, 3, shape[0], sum(shape) - 1)
-    assert torch.equal(unskew(diagonals), x)
-    for d in range(sum(shape) - 1):
-        for row in range(shape[0]):
-            inside = 0 <= d - row < shape[1]
-            assert torch.equal(diagonals[..., row, d], x[..., row, d - row] if inside else torch.zeros(2, 3))
+def test_a_picture_is_swept_in_rows_and_in_diagonals(shape: tuple[int, int]) -> None:
+    height, width = shape
+    x = torch.randn(2, 3, height, width, 2)
+    rows, diagonals = swept(x, diagonal=False), swept(x, diagonal=True)
+    assert rows.shape == (height, 2, 3, width, 2) and diagonals.shape == (height + width - 1, 2, 3, height, 2)
+    assert torch.equal(picture(rows, diagonal=False), x) and torch.equal(picture(diagonals, diagonal=True), x)
+    for d in range(height + width - 1):
+        for row in range(height):
+            inside = 0 <= d - row < width
+            assert torch.equal(diagonals[d, ..., row, :], x[..., row, d - row, :] if inside else torch.zeros(2, 3, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 3), (3, 1)])
+@pytest.mark.parametrize(("offsets", "diagonal"), [((-1, 0, 1), False), ((-2, -1, 0, 1, 2), False), ((0, -1), True)])
+def test_the_gradient_written_out_is_the_gradient(offsets: tuple[int, ...], diagonal: bool, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gates = torch.randn(2, 8, *shape, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(2, 8, 2 * len(offsets), dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda gates, weight: recur(gates, weight, offsets, diagonal=diagonal), (gates, weight))
+
+
+@pytest.mark.parametrize("width", [3, 5])
+@pytest.mark.parametrize("shape", [(5, 4), (1, 6), (6, 1)])
+def test_row_sweep_is_the_paper_s_recurrence(shape: tuple[int, int], width: int) -> None:
+    """Row by row with torch's own convolutions: h, c of a row from its masked input, from h around in the row above, and from c above."""
+    torch.manual_seed(0)
+    layer, x, reach = RowLayer(4, 3, width, 0).double(), torch.randn(2, 4, *shape, dtype=torch.float64), width // 2
+    gates = layer.enter(F.pad(x, (reach, 0)))
+    kernel = layer.recur.weight.unflatten(1, (width, 3)).transpose(1, 2)
+    h = c = torch.zeros(2, shape[1], 3, dtype=torch.float64)
+    out = layer(x, None)
+    for i in range(shape[0]):
+        around = F.conv1d(h.transpose(1, 2), kernel, padding=reach)
+        h, c = cell((gates[:, :, i] + around).transpose(1, 2), c)
+        torch.testing.assert_close(out[:, :, i], x[:, :, i] + layer.leave(h.transpose(1, 2)[:, :, None])[:, :, 0])
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (1, 6), (6, 1)])
@@ -127,7 +155,7 @@ def test_diagonal_sweeps_are_the_paper_s_recurrence(shape: tuple[int, int]) -> N
             beside = c = nothing
             for j in columns:
                 seen = torch.cat([beside, h.get((i - 1, j), nothing)], dim=1)
-                beside, c = cell(gates[:, 12 * side : 12 * side + 12, i, j] + seen @ layer.recur[side], c)
+                beside, c = cell(gates[:, 12 * side : 12 * side + 12, i, j] + seen @ layer.recur[side].T, c)
                 h[i, j] = beside
         states.append(h)
     out = layer(x, None)
