@@ -160,7 +160,7 @@ class MADE(Trained, Autoregressive):
         return torch.logsumexp(each.flatten(2).sum(2), dim=0) - math.log(len(each))
 
     def objectives(self) -> list[Objective]:
-        return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=1e-3))]
+        return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=5e-3))]
 
     def arranged(self, noise: Noise, known: Tensor | None) -> Tensor:
         if self.config.orders == 1:
