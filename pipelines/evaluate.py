@@ -13,7 +13,7 @@ from genmodels import artifact
 from genmodels import evaluate as scoring
 from genmodels.core import BLOCK, Batch, GenerativeModel
 from genmodels.evaluate import Score
-from pipelines import card, cluster, console, features, sheet
+from pipelines import card, cluster, conditions, console, features, sheet
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.memory import Neighbours, nearest
 from pipelines.recipe import Recipe
@@ -86,7 +86,7 @@ def measure(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, *, device: s
             model = artifact.load(folder, device=device)
         watch = _watcher(bar)
         labels, columns = sheet.layout(shards.event, settings.samples)
-        samples = _draw(model, len(labels) if labels else settings.samples, settings.seed, labels, bar)
+        samples = _draw(model, shards, len(labels) if labels else settings.samples, settings.seed, labels, bar)
         scores = _likelihoods(recipe, model, shards, watch) if scoring.has_likelihood(model) else _distances(recipe, model, shards, bar)
         train = watch(examples(shards, "train", 1024), "nearest neighbours", shards.rows["train"])
         test = examples(shards, "test", len(samples), limit=len(samples))
@@ -110,7 +110,7 @@ def _distances(recipe: Recipe, model: GenerativeModel, shards: Shards, bar: cons
     settings, name, watch = recipe.evaluate, recipe.model.family, _watcher(bar)
     net = features.classifier(recipe.root, shards, lambda done, total: bar.to(done, total=total, note="classifier") if bar else None)
     spaces = [space for space in (_components(recipe, shards), net) if space is not None]
-    drawn = torch.from_numpy(_draw(model, settings.generated, settings.seed, None, bar))
+    drawn = torch.from_numpy(_draw(model, shards, settings.generated, settings.seed, None, bar))
     test = _values(watch(examples(shards, "test", 1024, limit=settings.max_examples), "test", _rows(recipe, shards)))
     train = _values(examples(shards, "train", 1024, limit=settings.generated))
     scores = []
@@ -146,12 +146,13 @@ def _components(recipe: Recipe, shards: Shards) -> scoring.Features | None:
         return None
 
 
-def _draw(model: GenerativeModel, n: int, seed: int, labels: list[int] | None, bar: console.Bar | None) -> np.ndarray:
+def _draw(model: GenerativeModel, shards: Shards, n: int, seed: int, labels: list[int] | None, bar: console.Bar | None) -> np.ndarray:
     """Samples 0..n-1 of a seed, some blocks at a time so that progress shows; the bytes do not depend on the grouping."""
-    parts = []
+    parts, (y, c) = [], conditions.asked(model, shards, "test", n, labels)
     for first in range(0, n, 4 * BLOCK):
-        stop = min(n, first + 4 * BLOCK)
-        parts.append(model.sample(stop - first, seed=seed, y=labels[first:stop] if labels else None, first=first).cpu())
+        rows = slice(first, min(n, first + 4 * BLOCK))
+        stop, given = rows.stop, None if c is None else c[rows]
+        parts.append(model.sample(stop - first, seed=seed, y=y[rows] if y else None, c=given, first=first).cpu())
         if bar:
             bar.to(stop, total=n, note="samples")
     return torch.cat(parts).numpy()

@@ -141,6 +141,7 @@ def rescore(recipe: Recipe, scores: Scores, present: str) -> Any:
     """The champion's score on the valid split of these scores' shards. Raises FileNotFoundError where its folder is gone, ValueError where its
     event is another or its bytes were changed."""
     from genmodels import artifact
+    from genmodels.core import Event
 
     located = catalogue.resolve(f"models:/{recipe.registered_name}/{present}", storage=recipe.root)
     if not exists(join(located.artifact, "model.json")):
@@ -148,7 +149,10 @@ def rescore(recipe: Recipe, scores: Scores, present: str) -> Any:
     shards = open_shards(scores.shards)
     folder = catalogue.fetch(located)
     event = artifact.read(folder).event
-    if event != shards.event:
+    if replace(event, condition=None) != replace(shards.event, condition=None):
         raise ValueError(f"it models {event}, the data is {shards.event}")
+    ours = Event.from_json(read_json(join(scores.artifact, artifact.DESCRIPTION))["event"])
+    if event.condition != ours.condition:
+        raise ValueError(f"its condition is {event.condition}, the candidate's is {ours.condition}")
     found = validate(recipe, artifact.load(folder), shards)
     return found[0] if found else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from genmodels import artifact
 from genmodels.machine import equality_class
 from genmodels.train import NonFinite
-from pipelines import sheet, storage
+from pipelines import conditions, sheet, storage
 from pipelines.errors import Stop
 from pipelines.fingerprint import libraries
 from pipelines.journal import Journal
@@ -158,7 +158,9 @@ class Scribe:
             return
         labels, columns = sheet.layout(event, 16)
         with self.learning.training.averaged() as model:
-            levels = model.sample(len(labels) if labels else 16, seed=0, y=labels).cpu().numpy()
+            n, split = len(labels) if labels else 16, "valid" if self.learning.shards.rows.get("valid") else "train"
+            y, c = conditions.asked(model, self.learning.shards, split, n, labels)
+            levels = model.sample(n, seed=0, y=y, c=c).cpu().numpy()
         uri = storage.join(self.uri, "sheets", f"step-{step:08d}.png")
         storage.write_bytes(uri, sheet.pictures(levels, event, columns))
         self.journal.write("sheet", step, uri=uri)

@@ -80,7 +80,8 @@ def validation(
     for batch in batches:
         real.append(features(batch.x))
         labels = batch.y if model.event.classes and bool(labelled(batch).all()) else None
-        drawn = model.sample(len(batch), seed=seed, y=labels, c=batch.c, first=sum(map(len, fake)))
+        c = model.given(model.examples(batch.x), batch.c)
+        drawn = model.sample(len(batch), seed=seed, y=labels, c=c, first=sum(map(len, fake)))
         fake.append(features(drawn.cpu()))
     if not real:
         raise ValueError("no examples to compare with; the split is empty")

@@ -134,11 +134,17 @@ def labelled(batch: Batch) -> Tensor:
 
 
 def _protocol(model: GenerativeModel, known: Tensor, size: Tensor, iwae: int) -> str:
-    labels = int(known.sum()) if model.event.classes else 0
-    what = "p(x|y)" if labels else "p(x)"
+    labels, given = int(known.sum()) if model.event.classes else 0, "c" if model.event.condition else ""
+    what, unlabelled = _density("y" if labels else "", given), _density("", given)
     text = f"exact {what}" if isinstance(model, Density) else f"IWAE_{iwae} lower bound of {what}"
     if 0 < labels < len(known):
-        text += f", p(x) for {len(known) - labels} without a label"
+        text += f", {unlabelled} for {len(known) - labels} without a label"
     if bool((size != size[0]).any()):
         text += f", all nats over all {int(size.sum())} valid steps"
     return text
+
+
+def _density(*given: str) -> str:
+    """p(x), p(x|y), p(x|c) or p(x|y,c)."""
+    named = ",".join(filter(None, given))
+    return f"p(x|{named})" if named else "p(x)"

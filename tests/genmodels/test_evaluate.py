@@ -1,6 +1,7 @@
 """Scores are what they say: exact counts, padding left out, bounds called bounds, baselines and Frechet distances as computed by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from genmodels.core import Batch, Bounded, Event, GenerativeModel
 from genmodels.evaluate import Features, Histogram, evaluate, evaluating, frechet, frechet_score, histograms, likelihoods, validation
 from genmodels.noise import Noise
+from genmodels.zoo import build
 
 IMAGE = Event(modality="image", shape=(1, 2, 2), levels=3, classes=2)
 SOUND = Event(modality="audio", shape=(5,), levels=4, sample_rate=8000)
@@ -112,6 +114,15 @@ def test_rows_without_a_label_are_scored_by_the_marginal_and_said() -> None:
     assert torch.allclose(one.nats, expected, atol=1e-12)
     assert one.protocol == "exact p(x|y), p(x) for 2 without a label"
     assert likelihoods([model], [batch(x)])[0].protocol == "exact p(x)"
+
+
+def test_a_density_given_a_condition_says_so() -> None:
+    x, y = pictures(6)
+    mixed = torch.where(torch.arange(6) < 2, -1, y)
+    labelled, plain = (build("gated_pixelcnn", replace(IMAGE, classes=classes), condition="masked") for classes in (IMAGE.classes, 0))
+    assert likelihoods([labelled], [batch(x, y=y)])[0].protocol == "exact p(x|y,c)"
+    assert likelihoods([labelled], [batch(x, y=mixed)])[0].protocol == "exact p(x|y,c), p(x|c) for 2 without a label"
+    assert likelihoods([plain], [batch(x)])[0].protocol == "exact p(x|c)"
 
 
 def test_a_bound_is_called_a_bound_and_k_is_named() -> None:

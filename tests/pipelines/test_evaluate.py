@@ -15,7 +15,8 @@ from genmodels import artifact
 from genmodels import evaluate as scoring
 from genmodels.core import Batch, Event
 from genmodels.noise import Noise
-from pipelines import card, features, sheet
+from genmodels.zoo import build
+from pipelines import card, conditions, features, sheet
 from pipelines import recipe as recipes
 from pipelines.evaluate import evaluate, output
 from pipelines.memory import nearest
@@ -120,6 +121,33 @@ def test_the_sheet_shows_the_samples_of_the_stated_seed_a_row_for_each_label(mad
     margin = shown.width - alone.width
     assert margin > 0 and shown.height == alone.height
     assert np.array_equal(np.asarray(shown.convert("L"))[:, margin:], np.asarray(alone.convert("L")))
+
+
+def test_a_model_with_a_condition_is_asked_under_those_of_test_examples(made: Made, tmp_path: Path) -> None:
+    shards = made[2]
+    recipe, checkpoint = small.recipe(tmp_path), small.checkpoint(tmp_path, shards, condition="smaller")
+    scores = evaluate(recipe, checkpoint, shards)
+    model, test = artifact.load(scores.artifact), next(examples(shards, "test", 150))
+    assert test.y is not None and {score.protocol for score in scores.scores if score.name == "nll"} >= {"exact p(x|y,c)", "exact p(x|y)"}
+    labels, columns = sheet.layout(shards.event, recipe.evaluate.samples)
+    assert labels is not None
+    first = [(test.y == label).nonzero()[i, 0] for label in range(10) for i in range(2)]
+    x = model.sample(20, seed=recipe.evaluate.seed, y=labels, c=test.x[torch.stack(first)][..., ::2, ::2]).numpy()
+    names = sheet.row_names(labels, columns, shards.labels)
+    assert Path(scores.samples).read_bytes() == sheet.pictures(x, shards.event, columns, names=names)
+
+
+def test_conditions_come_again_where_examples_are_few_and_bring_their_labels(made: Made) -> None:
+    shards = made[2]
+    model, test = build("gated_pixelcnn", shards.event, condition="smaller"), next(examples(shards, "test", 150))
+    labels, c = conditions.asked(model, shards, "test", 160, None)
+    assert test.y is not None and c is not None
+    assert labels == [*test.y.tolist(), *test.y[:10].tolist()]
+    assert torch.equal(c, torch.cat([test.x, test.x[:10]])[..., ::2, ::2])
+    assert conditions.asked(build("gated_pixelcnn", shards.event), shards, "test", 4, [1, 2, 3, 4]) == ([1, 2, 3, 4], None)
+    given = Event.from_json({**shards.event.to_json(), "condition": model.event.to_json()["condition"]})
+    with pytest.raises(ValueError, match=r"^condition missing; this model's condition is: image 1x4x4, 17 levels$"):
+        conditions.asked(build("gated_pixelcnn", given, condition="given"), shards, "test", 4, None)
 
 
 def test_a_sheet_of_one_sample_a_class_is_ten_wide() -> None:

@@ -35,9 +35,9 @@ class World:
     def recipe(self, *changes: str, name: str = "small") -> Recipe:
         return small.recipe(self.root, "evaluate.samples=10", *changes, name=name)
 
-    def candidate(self, seed: int, shards: Shards | None = None) -> tuple[Checkpoint, Scores]:
+    def candidate(self, seed: int, shards: Shards | None = None, **config: Any) -> tuple[Checkpoint, Scores]:
         shards = shards or self.shards
-        checkpoint = small.checkpoint(self.root, shards, seed=seed)
+        checkpoint = small.checkpoint(self.root, shards, seed=seed, **config)
         return checkpoint, evaluate(self.recipe(), checkpoint, shards)
 
     def valid(self, scores: Scores) -> float:
@@ -150,6 +150,15 @@ def test_another_event_does_not_compare(world: World) -> None:
         "version 1 stays: it cannot be scored on the candidate's data (it models image 1x8x8, 17 levels, 10 classes, the data is "
         "image 1x8x8, 32 levels, 10 classes); set register.gate.rule=always to take it anyway"
     )
+
+
+def test_only_the_same_condition_compares(world: World) -> None:
+    """Both are called p(x|y,c), but it is easier to enlarge a picture than to fill in its middle."""
+    world.register(world.candidate(21, condition="smaller"), name="condition")
+    version = world.register(world.candidate(22, condition="masked"), name="condition")
+    assert not version.champion
+    assert "(its condition is image 1x4x4, 17 levels, the candidate's is image 2x8x8, 17 levels)" in version.reason
+    assert "on valid" in world.register(world.candidate(23, condition="smaller"), name="condition").reason
 
 
 def test_a_champion_that_is_gone_is_succeeded(world: World, tmp_path: Path) -> None:
