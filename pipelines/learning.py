@@ -8,8 +8,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from genmodels import zoo
-from genmodels.core import Batch, Trained
+from genmodels.checkpoint import copies
+from genmodels.core import Batch, GenerativeModel, Iterated, Trained
 from genmodels.descent import Sum
 from genmodels.evaluate import Score, has_likelihood, validation
+from genmodels.iterate import Iteration
 from genmodels.train import Record, Schedule, TrainConfig, Training
 from pipelines import features
 from pipelines.errors import Refused
@@ -45,13 +47,11 @@ def numbers(train: Train) -> TrainConfig:
     )
 
 
-def fresh(recipe: Recipe, shards: Shards) -> Trained:
+def fresh(recipe: Recipe, shards: Shards) -> Trained | Iterated:
     """The recipe's model before its first step, with the training set's label frequencies."""
     model = zoo.build(recipe.model.family, shards.event, seed=recipe.train.seed, **recipe.model.config)
-    if not isinstance(model, Trained):
-        raise Refused(
-            f"recipe {recipe.name}: model.family {recipe.model.family} does not learn by descent, and train does nothing else yet"
-        )
+    if not isinstance(model, Trained | Iterated):
+        raise Refused(f"recipe {recipe.name}: model.family {recipe.model.family} learns neither by descent nor by passes over the data")
     if shards.labels:
         counts = manifest(shards)["splits"]["train"]["labels"]
         count = torch.tensor([counts[name] for name in shards.labels], dtype=torch.float64)
@@ -102,6 +102,24 @@ class Loader:
             self._ready.put(error)
 
 
+class Passes:
+    """Every example once a pass, in disk order, read as it is asked for. `waited`: seconds that whoever asked had to wait."""
+
+    def __init__(self, read: Callable[[], Iterator[Batch]]) -> None:
+        self._read = read
+        self.waited = 0.0
+
+    def __call__(self, step: int) -> Iterable[Batch]:
+        batches = self._read()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pause:
     """A place where training paused to look: its steps' records, what they cost in seconds, and the validation score where one was due."""
@@ -123,7 +141,8 @@ class Learning:
     ) -> None:
         self.recipe, self.shards, self.rank, self.workers, self.device = recipe, shards, rank, workers, device
         self._sum = sum_over_workers
-        self.training = Training(fresh(recipe, shards).to(device), numbers(recipe.train))
+        model, config = fresh(recipe, shards).to(device), numbers(recipe.train)
+        self.training = Training(model, config) if isinstance(model, Trained) else Iteration(model, config)
         self.best: dict[str, Any] = {}
         """metric, value, protocol and step of the lowest validation score so far."""
         self._weights: dict[str, Tensor] = {}
@@ -132,10 +151,27 @@ class Learning:
 
     @property
     def steps(self) -> int:
+        """How many there are at most; a model that learns by passes may have converged before."""
         return self.recipe.train.steps
+
+    @property
+    def examples_a_step(self) -> int:
+        """Over all workers."""
+        return self.recipe.train.batch_size if isinstance(self.training, Training) else self.shards.rows["train"]
 
     def pauses(self) -> Iterator[Pause]:
         """Trains to the end, pausing wherever a look, a validation or a checkpoint is due."""
+        with self._loader() if isinstance(self.training, Training) else nullcontext(self._passes()) as loader:
+            while not self.training.done:
+                start, waited = time.perf_counter(), loader.waited
+                records = self._run(loader)
+                seconds, waited = time.perf_counter() - start, loader.waited - waited
+                score = self._validate() if self._due(self.recipe.train.valid_every) else None
+                best = score is not None and self._remember(score)
+                yield Pause(step=self.training.step, records=records, seconds=seconds, waited=waited, score=score, best=best)
+
+    def _loader(self) -> Loader:
+        """The batches of descent: an endless stream, shuffled, of which each worker reads its slices."""
         train = self.recipe.train
         stream = Stream(self.shards, "train", seed=train.seed)
 
@@ -143,14 +179,15 @@ class Learning:
             batch = stream.batch(step, train.batch_size, rank=self.rank, workers=self.workers)
             return batch if self.device == "cpu" else batch.to(self.device)
 
-        with Loader(read, self.steps) as loader:
-            while self.training.step < self.steps:
-                start, waited = time.perf_counter(), loader.waited
-                records = self.training.run(loader, until=self._next(), sum_over_workers=self._sum)
-                seconds, waited = time.perf_counter() - start, loader.waited - waited
-                score = self._validate() if self._due(train.valid_every) else None
-                best = score is not None and self._remember(score)
-                yield Pause(step=self.training.step, records=records, seconds=seconds, waited=waited, score=score, best=best)
+        return Loader(read, self.steps)
+
+    def _passes(self) -> Passes:
+        return Passes(lambda: examples(self.shards, "train", self.recipe.train.batch_size))
+
+    def _run(self, loader: Any) -> list[Record]:
+        if isinstance(self.training, Training):
+            return self.training.run(loader, until=self._next(), sum_over_workers=self._sum)
+        return self.training.run(loader, until=self._next())
 
     def _next(self) -> int:
         """The step of the next pause: whatever is due first."""
@@ -159,7 +196,7 @@ class Learning:
         return min(self.steps, *((step // every + 1) * every for every in (look, train.valid_every, train.checkpoint_every)))
 
     def _due(self, every: int) -> bool:
-        return self.training.step % every == 0 or self.training.step == self.steps
+        return self.training.step % every == 0 or self.training.done
 
     @property
     def checkpoint_due(self) -> bool:
@@ -183,17 +220,17 @@ class Learning:
         self.best = {"metric": score.name, "value": score.value, "unit": score.unit, "protocol": score.protocol, "step": self.training.step}
         if self.recipe.train.best:
             with self.training.averaged() as model:
-                self._weights = _copies(model)
+                self._weights = copies(model.state_dict())
         return True
 
     @contextmanager
-    def kept(self) -> Iterator[tuple[Trained, str]]:
+    def kept(self) -> Iterator[tuple[GenerativeModel, str]]:
         """Inside, the model has the weights that are to be kept; and which those are: best, ema or last."""
         with self.training.averaged() as model:
             if not self._weights:
                 yield model, "ema" if self.recipe.train.ema else "last"
                 return
-            present = _copies(model)
+            present = copies(model.state_dict())
             model.load_state_dict(self._weights)
             try:
                 yield model, "best"
@@ -218,7 +255,3 @@ def _components(recipe: Recipe, shards: Shards) -> Any:
         return features.components(recipe.root, shards)
     except ValueError:
         return None
-
-
-def _copies(model: Trained) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}

@@ -95,6 +95,7 @@ def check(values: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         raise Refused(f"{title}: {_say(error, Recipe)}") from None
     _check_model(recipe, title)
+    _check_passes(recipe, title)
     _check_space(recipe, values, title)
     return recipe
 
@@ -119,6 +120,26 @@ def _check_model(recipe: Recipe, title: str) -> None:
         raise Refused(f"{title}: {_say(error, strict, 'model')}") from None
     except ValueError as error:
         raise Refused(f"{title}: model: {error}") from None
+
+
+def _check_passes(recipe: Recipe, title: str) -> None:
+    """A family that learns by passes over the data has one worker, and no use for the numbers of descent."""
+    from genmodels.core import Iterated
+    from genmodels.zoo import MODELS
+
+    if not issubclass(MODELS[recipe.model.family], Iterated):
+        return
+    workers = {"train.workers": recipe.train.workers, "tune.workers_per_trial": recipe.tune.workers_per_trial if recipe.tune else 1}
+    for key, count in workers.items():
+        if count > 1:
+            raise Refused(f"{title}: {key}: {recipe.model.family} learns by passes over the data, on one worker (got {count}); set it to 1")
+    for key in DESCENT:
+        if getattr(recipe.train, key) != getattr(Train(steps=1), key):
+            raise Refused(f"{title}: train.{key}: {recipe.model.family} learns by passes over the data, not by descent; leave it out")
+
+
+DESCENT = ("accumulate", "lr", "objectives", "schedule", "ema", "precision")
+"""Keys of train that mean nothing where nothing descends."""
 
 
 def _check_space(recipe: Recipe, values: dict[str, Any], title: str) -> None:

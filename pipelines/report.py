@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from genmodels.core import Iterated
 from genmodels.evaluate import Score
+from genmodels.zoo import MODELS
 from pipelines import card, chart, console, journal, trials
 from pipelines import recipe as recipes
 from pipelines.fingerprint import fingerprint
@@ -221,7 +223,10 @@ def _samples_caption(recipe: Recipe, shards: Shards) -> str:
 def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[str, Any]]) -> str:
     """In words: steps, batch, workers, resumes, which weights were kept."""
     started = [line for line in lines if line["event"] == "started"]
-    text = f"{checkpoint.steps:,} steps of {recipe.train.batch_size} examples"
+    by_passes = issubclass(MODELS[recipe.model.family], Iterated)
+    text = (
+        f"{checkpoint.steps:,} passes over the data" if by_passes else f"{checkpoint.steps:,} steps of {recipe.train.batch_size} examples"
+    )
     if started and "workers" in started[-1]:
         workers = started[-1]["workers"]
         text += f" on {workers} worker{'s' if workers != 1 else ''}"

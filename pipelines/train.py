@@ -70,7 +70,7 @@ def code() -> str:
     import genmodels
 
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
-    files = [models / f"{name}.py" for name in ("descent", "noise", "train")]
+    files = [models / f"{name}.py" for name in ("checkpoint", "descent", "iterate", "noise", "train")]
     files += [file for folder in ("core", "models", "nn") for file in models.glob(f"{folder}/*.py")]
     files += [here / "learning.py", here / "shards.py", here / "worker.py"]
     total = hashlib.blake2b(digest_size=6)
@@ -155,7 +155,7 @@ def _conclude(out: Output, recipe: Recipe, log: str) -> Checkpoint:
         raise Failed(f"training ended without an artifact; its log is {log}; run again to go on from its last checkpoint")
     artifact = storage.join(out.uri, "artifact")
     best = last["best"]
-    return Checkpoint(uri=artifact, fingerprint=out.fingerprint, digest=last["digest"], steps=recipe.train.steps, log=log, best=best)
+    return Checkpoint(uri=artifact, fingerprint=out.fingerprint, digest=last["digest"], steps=last["step"], log=log, best=best)
 
 
 def _checkpoints(uri: str) -> list[str]:

@@ -118,8 +118,9 @@ def _alone(candidate: Recipe, shards: Shards, metric: str) -> Iterator[tuple[int
     from pipelines.learning import Learning
 
     device = "cuda" if candidate.train.gpus_per_worker else "cpu"
-    for pause in Learning(candidate, shards, device=device).pauses():
-        if pause.score is not None or (metric != "valid" and pause.step % candidate.train.valid_every == 0):
+    learning = Learning(candidate, shards, device=device)
+    for pause in learning.pauses():
+        if pause.score is not None or (metric != "valid" and (pause.step % candidate.train.valid_every == 0 or learning.training.done)):
             values = {"valid": pause.score.value} if pause.score else {}
             yield pause.step, _pick({**values, **pause.records[-1]}, metric)
 

@@ -127,7 +127,7 @@ class Scribe:
         self._began, self._flushed, self._drawing = time.monotonic(), time.monotonic(), 0.0
 
     def note(self, pause: Pause) -> None:
-        rows = len(pause.records) * self.learning.recipe.train.batch_size
+        rows = len(pause.records) * self.learning.examples_a_step
         rates = {"examples_per_s": round(rows / pause.seconds, 1), "steps_per_s": round(len(pause.records) / pause.seconds, 2)}
         self.journal.write("step", pause.step, **self._means(pause), **rates, loader_wait=round(pause.waited / pause.seconds, 4))
         if pause.score:
@@ -142,7 +142,7 @@ class Scribe:
 
     def _means(self, pause: Pause) -> dict[str, float]:
         """Each metric's mean over the steps that had it; a lone objective's go by their own names (loss, not likelihood.loss)."""
-        objectives = [objective.name for objective in self.learning.training.model.objectives()]
+        objectives = self.learning.training.objectives
         means: dict[str, float] = {}
         for name in dict.fromkeys(name for record in pause.records for name in record if name != "step"):
             values = [record[name] for record in pause.records if name in record]
@@ -178,11 +178,17 @@ class Scribe:
         recipe, shards = self.learning.recipe, self.learning.shards
         with self.learning.kept() as (model, which), tempfile.TemporaryDirectory() as folder:
             best = self.learning.best if which == "best" else {}
-            lineage = {**self.lineage, "equality_class": self.equality, "steps": self.learning.steps, "weights": which, "best": best}
+            lineage = {
+                **self.lineage,
+                "equality_class": self.equality,
+                "steps": self.learning.training.step,
+                "weights": which,
+                "best": best,
+            }
             family, target = recipe.model.family, Path(folder) / "artifact"
             digest = artifact.save(model, target, family=family, prepare=shards.prepare, labels=shards.labels, lineage=lineage)
             storage.upload(target, storage.join(self.uri, "artifact"))
-        self.journal.write("finished", self.learning.steps, digest=digest, weights=which, best=best)
+        self.journal.write("finished", self.learning.training.step, digest=digest, weights=which, best=best)
         self.journal.flush()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from genmodels import artifact
 from genmodels.core import Batch
+from genmodels.models.bayesnet import BayesNet
 from pipelines import journal, storage
 from pipelines.errors import Failed, Refused
 from pipelines.journal import Journal
@@ -110,6 +112,59 @@ def test_the_kept_weights_are_the_best_ones(shards: Shards, tmp_path: Path) -> N
         assert which == "best"
         assert all(not value.any() for value in model.state_dict().values())
     assert all(torch.equal(value, present[name]) for name, value in learning.training.model.state_dict().items())
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_passes_cut_at_a_pause_are_the_undisturbed_ones(shards: Shards, tmp_path: Path, cut: int) -> None:
+    wanted = passes(tmp_path, "train.steps=5", "train.valid_every=2", "model.tolerance=0")
+    ends = []
+    for stop in (5, cut):
+        learning, seen = Learning(wanted, shards), []
+        while not learning.training.done:
+            for pause in learning.pauses():
+                seen.append((pause.step, pause.records, pause.score, pause.best))
+                if pause.step == stop:
+                    break
+            learning.save(tmp_path / "state")
+            learning = Learning(wanted, shards)
+            learning.restore(tmp_path / "state")
+        learning.save(tmp_path / f"end-{stop}")
+        ends.append((seen, {file.name: file.read_bytes() for file in (tmp_path / f"end-{stop}").iterdir()}))
+    assert ends[0] == ends[1]
+    assert [(step, len(records), score is not None) for step, records, score, _ in ends[0][0]] == [
+        (step, 1, step in (2, 4, 5)) for step in range(1, 6)
+    ]
+
+
+def passes(root: Path, *changes: str) -> Recipe:
+    """A recipe of a family that learns by passes."""
+    return small.recipe(root, "model.components=2", *changes, family="mixture")
+
+
+def test_a_pass_is_every_training_example_once_and_ends_with_the_model(shards: Shards, tmp_path: Path) -> None:
+    learning = Learning(small.recipe(tmp_path, "train.steps=9", "train.batch_size=70", family="bayesnet"), shards)
+    seen = [batch.position for batch in learning._passes()(0)]
+    assert torch.equal(torch.cat(seen), torch.arange(600)) and max(map(len, seen)) == 70
+    (pause,) = learning.pauses()
+    assert (pause.step, learning.training.done, learning.checkpoint_due, learning.examples_a_step) == (1, True, True, 600)
+    assert pause.score is not None and pause.best
+    with learning.kept() as (model, which):
+        assert which == "best" and isinstance(model, BayesNet) and model.converged
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.workers=2", "train.workers: mixture learns by passes over the data, on one worker (got 2); set it to 1"),
+        ("train.lr=0.1", "train.lr: mixture learns by passes over the data, not by descent; leave it out"),
+        ("train.ema=0.9", "train.ema: mixture learns by passes over the data, not by descent; leave it out"),
+        ("train.precision=bf16", "train.precision: mixture learns by passes over the data, not by descent; leave it out"),
+        ("train.schedule.warmup=3", "train.schedule: mixture learns by passes over the data, not by descent; leave it out"),
+    ],
+)
+def test_numbers_of_descent_are_refused_where_nothing_descends(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(Refused, match=f"^recipe small: {re.escape(said)}$"):
+        passes(tmp_path, change)
 
 
 def test_loader_reads_ahead_in_order_and_passes_errors_on() -> None:
