@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks import pictures
 from genmodels import artifact, media
 from genmodels.core import Autoregressive, Batch, Density, GenerativeModel, Iterated
+from genmodels.descent import Precision
 from genmodels.iterate import Iteration
 from genmodels.machine import equality_class
 from genmodels.noise import permuted
@@ -47,9 +48,24 @@ class Setting:
 
 
 BINARY: dict[str, Setting] = {
+    "fvbn": Setting({}, batch=128, lr=1e-2, precision="f32"),
+    "nade": Setting({"hidden": (500,)}, batch=256, lr=3e-3),
+    "made": Setting({"hidden": (1000,), "order": "random"}, batch=256, lr=3e-3),
+    "row_lstm": Setting({"hidden": 16, "layers": 3}, batch=32, lr=4e-3, precision="f32"),
+    "diagonal_bilstm": Setting({"hidden": 16, "layers": 2}, batch=32, lr=4e-3, precision="f32"),
+    "pixelcnn": Setting({"hidden": 32, "layers": 8}, batch=16, lr=4e-3),
     "gated_pixelcnn": Setting({"hidden": 32, "layers": 6, "kernel": 5, "head": 64, "dropout": 0.0}, batch=16, lr=4e-3),
+    "multiscale": Setting({"hidden": 32, "layers": 5, "dropout": 0.0}, batch=16, lr=4e-3),
+    "pixelcnnpp": Setting({"dropout": 0.0}, batch=16, lr=4e-3),
+    "mixture": Setting({"components": 100}),
+    "bayesnet": Setting({}),
 }
-LEVELS: dict[str, Setting] = {**BINARY}
+LEVELS: dict[str, Setting] = {
+    **BINARY,
+    "fvbn": Setting({}, batch=128, lr=3e-3, precision="f32"),
+    "pixelcnnpp": Setting({"dropout": 0.0}, batch=16, lr=3e-3),
+    "mixture": Setting({"components": 50}),
+}
 """What differs with 256 levels."""
 
 
@@ -75,7 +91,7 @@ def descend(model: Any, setting: Setting, x: Tensor, seconds: float, threads: in
         batch_size=setting.batch,
         lr=setting.lr,
         ema=setting.ema,
-        precision=setting.precision,  # type: ignore[arg-type]
+        precision=precision_here(setting.precision),
         schedule=Schedule(warmup=setting.warmup, decay="cosine"),
         objectives={objective.name: {"weight_decay": setting.weight_decay} for objective in model.objectives()},
         threads=threads,
@@ -93,6 +109,12 @@ def descend(model: Any, setting: Setting, x: Tensor, seconds: float, threads: in
         mean = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(mean)
     return training.step * setting.batch, spent
+
+
+def precision_here(wanted: str) -> Precision:
+    """bf16 where this machine computes it, else f32: the figure then is this machine's."""
+    able = any(present is True for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return "bf16" if wanted == "bf16" and able else "f32"
 
 
 def iterate(model: Any, setting: Setting, x: Tensor, seconds: float, threads: int) -> tuple[int, float]:
@@ -120,7 +142,7 @@ def measure(family: str, data: pictures.Pictures, seconds: float, threads: int, 
     learn = iterate if isinstance(model, Iterated) else descend
     seen, spent = learn(model, setting, data.train, seconds, threads)
     assert isinstance(model, Density)
-    test, train = nats_of(model, data.test[::5][:SCORED]), nats_of(model, data.train[: SCORED])
+    test, train = nats_of(model, data.test[::5][:SCORED]), nats_of(model, data.train[:SCORED])
     result = {
         "family": family,
         "set": data.name,
@@ -133,7 +155,7 @@ def measure(family: str, data: pictures.Pictures, seconds: float, threads: int, 
         "train_nats": -train.mean().item(),
         "config": dict(setting.config),
         "batch": setting.batch,
-        "machine": equality_class(precision=setting.precision),
+        "machine": equality_class(precision=precision_here(setting.precision)),
     }
     if out:
         keep(model, family, data, result, out)

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
-from genmodels.nn.orders import arrangement, inverse
+from genmodels.nn.orders import arrangement, check, inverse
 from genmodels.noise import Noise
-
-LARGEST = 4096
-"""Values of an event: there is a weight for each pair."""
 
 
 @dataclass
@@ -51,8 +48,7 @@ class FVBN(Trained, Autoregressive):
 
     def __init__(self, event: Event, config: Config) -> None:
         super().__init__(event, config)
-        if event.levels == 0 or event.dims > LARGEST:
-            raise ValueError(f"FVBN models at most {LARGEST} values of levels, since it has a weight for each pair; got {event}")
+        check("FVBN", event, config.order)
         order = arrangement(super().order, config.order, config.order_seed)
         self.register_buffer("visits", order, persistent=False)
         self.inputs, self.outputs = values.input_features(event.levels), values.output_parameters(event.levels)

@@ -21,11 +21,8 @@ from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop
-from genmodels.nn.orders import arrangements, inverse
+from genmodels.nn.orders import arrangements, check, inverse
 from genmodels.noise import Noise, categorical
-
-LARGEST = 4096
-"""Values of an event: the direct connections are a weight for each pair."""
 
 START = 0.1
 """Variance of the first outputs, about: small, so that training starts near the uniform."""
@@ -98,8 +95,7 @@ class MADE(Trained, Autoregressive):
 
     def __init__(self, event: Event, config: Config) -> None:
         super().__init__(event, config)
-        if event.levels == 0 or event.dims > LARGEST:
-            raise ValueError(f"MADE models at most {LARGEST} values of levels, since it has a weight for each pair; got {event}")
+        check("MADE", event, config.order, config.orders)
         self.inputs, self.outputs = values.input_features(event.levels), values.output_parameters(event.levels)
         orders = arrangements(super().order, config.order, config.mask_seed, config.orders)
         self.register_buffer("orders", orders, persistent=False)

@@ -23,11 +23,10 @@ from genmodels.core import Autoregressive, Batch, Event, Metrics, Objective, Opt
 from genmodels.core.autoregressive import LN2
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
-from genmodels.nn.orders import arrangement, inverse
+from genmodels.nn.orders import arrangement, check, inverse
 from genmodels.nn.scaling import wide
 from genmodels.noise import Noise, categorical, derive
 
-MOST_VALUES = 4096
 CHUNK = 2**21
 """Numbers that one layer makes of one chunk of steps: what bounds the memory of a score."""
 
@@ -91,7 +90,7 @@ class NADE(Trained, Autoregressive):
 
     def __init__(self, event: Event, config: Config) -> None:
         super().__init__(event, config)
-        self._check(event, config)
+        check("NADE", event, config.order, config.orders)
         inputs, units = values.input_features(event.levels) + 1, config.hidden
         self.outputs = values.output_parameters(event.levels, config.components)
         self.enter = nn.Linear(event.dims * inputs, units[0])
@@ -99,17 +98,6 @@ class NADE(Trained, Autoregressive):
         self.classes = nn.ModuleList(ClassBias(event.classes, size) for size in units)
         self.leave = nn.Linear(units[-1], event.dims * self.outputs)
         self.register_buffer("orders", self._orders(), persistent=False)  # a function of the settings
-
-    @staticmethod
-    def _check(event: Event, config: Config) -> None:
-        if event.levels == 0 or event.dims > MOST_VALUES:
-            raise ValueError(f"NADE models levels, at most {MOST_VALUES} values of them; got {event}")
-        if event.condition is not None:
-            raise ValueError(f"NADE takes no condition; got one of {event.condition}")
-        if event.modality == "audio" and (config.order != "raster" or config.orders > 1):
-            raise ValueError(
-                f"order {config.order}, orders {config.orders} of a sound; its end may be padding, so wanted order: raster, orders: 1"
-            )
 
     def _orders(self) -> Tensor:
         raster, seed = super().order, self.config.order_seed

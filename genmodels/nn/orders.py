@@ -6,7 +6,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genmodels.core import Event
 from genmodels.noise import derive, permuted
+
+LARGEST = 4096
+"""Values of an event that a fully connected family models: it has weights for each of them in every unit."""
+
+
+def check(family: str, event: Event, order: str | Sequence[int], orders: int = 1) -> None:
+    """Raises ValueError for an event that a family bound to no raster does not take, in this order of its values."""
+    if event.levels == 0 or event.dims > LARGEST:
+        raise ValueError(f"{family} models at most {LARGEST} values of levels; got {event}")
+    if event.condition is not None:
+        raise ValueError(f"{family} takes no condition; got one of {event.condition}")
+    if event.modality == "audio" and (order != "raster" or orders > 1):
+        raise ValueError(f"order {order!r:.60}, orders {orders} of a sound; its end may be padding, so wanted order: raster, orders: 1")
 
 
 def arrangement(raster: Tensor, order: str | Sequence[int], seed: int) -> Tensor:

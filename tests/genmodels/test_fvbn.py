@@ -50,7 +50,7 @@ def test_weights_of_a_logistic_chain_are_found() -> None:
     torch.testing.assert_close(model.bias.detach(), bias.double(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("event", COUNTABLE)
+@pytest.mark.parametrize("event", [name for name, event in COUNTABLE.items() if event.modality != "audio"])
 @pytest.mark.parametrize("order", ["raster", "random", "stated"])
 def test_a_value_depends_on_those_before_it_in_the_order_alone(event: str, order: str) -> None:
     kind = COUNTABLE[event]
@@ -103,7 +103,7 @@ def test_the_first_step_of_training_moves_only_what_is_before() -> None:
 
 def test_what_it_cannot_model_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"^FVBN models at most 4096 values of levels, since it has a weight for each pair; got image 3x64x64"
+        ValueError, match=r"^FVBN models at most 4096 values of levels; got image 3x64x64"
     ):
         build("fvbn", Event(modality="image", shape=(3, 64, 64), levels=2))
     with pytest.raises(ValueError, match=r"; got table 5, real values$"):
