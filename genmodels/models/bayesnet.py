@@ -58,7 +58,7 @@ class BayesNet(Iterated, Autoregressive):
     class Config:
         """pseudo_count: how many examples the marginal counts for in each row of a conditional table."""
 
-        pseudo_count: float = 1.0
+        pseudo_count: float = 3.0
 
         def __post_init__(self) -> None:
             if self.pseudo_count <= 0:
