@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines import console
+from pipelines import asking, console
+from pipelines.asking import AsJson, ModelName, Storage
 from pipelines.errors import Stop
 from serve.names import unknown
 
@@ -25,10 +26,7 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a path to a recipe, or a shipped recipe's name")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, its URL, or models:/name@alias")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a key of the recipe, as train.steps=100")]
-Storage = Annotated[str, typer.Option(help="where runs and the local registry are")]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line on stdout; progress on stderr")]
 
 
 def _stages(recipe_name: str, changes: Sequence[str] | None, last: str) -> dict[str, Any]:
@@ -103,38 +101,8 @@ def serve(
     deployment.serve_forever(models, storage=storage, settings=Serve(host=host, port=port, replicas=replicas))
 
 
-@app.command()
-def sample(
-    model: ModelName,
-    n: Annotated[int, typer.Option("-n", min=1, help="how many")] = 16,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    label: Annotated[str | None, typer.Option(help="a class's name or number; drawn by frequency where left out")] = None,
-    temperature: Annotated[float, typer.Option(help="below 1 safer, above 1 bolder")] = 1.0,
-    first: Annotated[int, typer.Option(min=0, help="index of the first sample of the seed")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png, .wav or .npy; in place of samples.png or samples.wav")] = None,
-    storage: Storage = "./runs",
-    as_json: AsJson = False,
-) -> None:
-    """Draw samples into a file that carries its receipt."""
-    from pipelines import query
-
-    console.speak_json(as_json)
-    query.sample(model, n=n, seed=seed, label=label, temperature=temperature, first=first, out=out, storage=storage)
-
-
-@app.command()
-def score(
-    model: ModelName,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures or sounds")],
-    label: Annotated[str | None, typer.Option(help="a class's name or number; all classes are summed over where left out")] = None,
-    storage: Storage = "./runs",
-    as_json: AsJson = False,
-) -> None:
-    """Log likelihood of files, in nats and bits/dim."""
-    from pipelines import query
-
-    console.speak_json(as_json)
-    query.score(model, files, label=label, storage=storage)
+for command in (asking.sample, asking.complete, asking.score, asking.classify):
+    app.command()(command)
 
 
 @app.command()

@@ -1,10 +1,13 @@
 """What the command says when it is done: scores beside their baselines, where things are, and what to do next."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 from pipelines import console
 from pipelines.records import Checkpoint, Deployment, Scores, Shards, Version, to_json
@@ -43,19 +46,50 @@ def machine(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def families() -> None:
-    """The families and what each can do."""
+    """The tree of generative models and what each leaf can do."""
+    from pipelines import taxonomy
+
+    root, branches = Tree("[bold]generative models[/bold]"), dict[tuple[str, ...], Tree]()
+    for group, path, names in taxonomy.tree():
+        for depth in range(len(path)):
+            if path[: depth + 1] not in branches:
+                branches[path[: depth + 1]] = branches.get(path[:depth], root).add(path[depth])
+        leaves = [_family(name, group, path) for name in names]
+        shared = [word for word in leaves[0]["can"] if all(word in leaf["can"] for leaf in leaves)]
+        if len(leaves) > 1:
+            branches[path].label = Text.assemble(path[-1] + "\n", ("each: " + ", ".join(shared), "green"))
+        for leaf, before in zip(leaves, [None, *leaves], strict=False):
+            about = "" if before is not None and before["about"] == leaf["about"] else leaf["about"]
+            can = [word for word in leaf["can"] if word not in shared or len(leaves) == 1]
+            branches[path].add(_leaf(leaf, about, can))
+            console.emit(**{key: value for key, value in leaf.items() if key != "can"})
+    if not console.speaks_json():
+        Console().print(root)
+
+
+def _family(name: str, group: str, path: Sequence[str]) -> dict[str, Any]:
+    """What is to be said of a family; `can` is the same as `capabilities`, in words."""
     from genmodels.core import capabilities
     from genmodels.zoo import MODELS
+    from pipelines import taxonomy
 
-    table = Table("family", "learns", "can", "models", "paper", box=None, header_style="bold")
-    for name, family in sorted(MODELS.items()):
-        title = _first_line(__import__(family.__module__, fromlist=["_"]).__doc__)
-        learns = next((base.__name__.lower() for base in family.__mro__ if base.__name__ in ("Trained", "Iterated")), "")
-        able = capabilities(family)
-        table.add_row(name, learns, ", ".join(able), ", ".join(sorted(family.modalities)), title)
-        console.emit(family=name, learns=learns, capabilities=able, modalities=sorted(family.modalities), about=title)
-    if not console.speaks_json():
-        Console().print(table)
+    kind = MODELS[name]
+    return {
+        "family": name,
+        "group": group,
+        "branches": list(path),
+        "modalities": sorted(kind.modalities),
+        "capabilities": capabilities(kind),
+        "temperature": taxonomy.temperature(kind),
+        "about": _first_line(sys.modules[kind.__module__].__doc__),
+        "can": taxonomy.can(kind),
+    }
+
+
+def _leaf(leaf: Mapping[str, Any], about: str, can: Sequence[str]) -> Text:
+    """A name, what it models, a sentence that its neighbour has not said, and what it can do beyond its neighbours."""
+    lines = [("\n" + line, style) for line, style in ((about, "dim"), (", ".join(can), "green")) if line]
+    return Text.assemble((leaf["family"], "bold cyan"), "  " + " · ".join(leaf["modalities"]), *lines)
 
 
 def recipes() -> None:

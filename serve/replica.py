@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmodels import artifact, machine
-from genmodels.core import Density, GenerativeModel
+from genmodels.core import Density, GenerativeModel, capabilities
 from genmodels.noise import Noise
 from serve import catalogue, requests
 from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
@@ -163,7 +163,7 @@ def _describe(folder: Path, model: GenerativeModel, target: Target, settings: Se
         family=said.family,
         event=said.event.to_json(),
         labels=list(said.labels),
-        capabilities=list(said.capabilities),
+        capabilities=capabilities(model),  # of the code that answers, whatever wrote the folder
         prepare=_plain(said.prepare),
         scores=[_plain(score) for score in said.scores],
         lineage=_plain(said.lineage),

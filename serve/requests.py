@@ -35,6 +35,11 @@ def parse(kind: type[Model], body: bytes) -> Model:
         raise Problem(400, "not-json", f"the body is no JSON: {error}; wanted an object such as {{}}") from None
     if not isinstance(values, dict):
         raise Problem(422, "invalid-request", f"the body is a JSON {type(values).__name__}; wanted an object such as {{}}")
+    return valid(kind, values)
+
+
+def valid(kind: type[Model], values: Mapping[str, Any]) -> Model:
+    """Keys and values as a request. Raises Problem 422 naming the first that is none of ours."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -46,10 +51,7 @@ def beside(kind: type[Model], query: Mapping[str, str]) -> Model:
     values = {key: _plain(key, text) for key, text in query.items()}
     if kind is CompletionRequest and "first" in values:
         values["known"] = {"first": values.pop("first")}
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise Problem(422, "invalid-request", _say(error, kind)) from None
+    return valid(kind, values)
 
 
 def _plain(key: str, text: str) -> Any:
@@ -74,7 +76,7 @@ def fill(
     request: CompletionRequest, x: NDArray[Any], lengths: tuple[int, ...] | None, model: Description, *, version: str | None = None
 ) -> Fill:
     """The completions that a request means of an example (*shape) or (1, *shape); of a longer sound, those of its first window."""
-    _check_can("completes", "completion", "fill in what is missing", model)
+    check_can("completes", model)
     if lengths is not None:
         x, lengths = x[:1], lengths[:1]
     x = x[None] if x.shape == model.shape else x
@@ -121,7 +123,7 @@ def check_draw(asked: Draw, model: Description) -> None:
 
 
 def check_fill(asked: Fill, model: Description) -> None:
-    _check_can("completes", "completion", "fill in what is missing", model)
+    check_can("completes", model)
     check_draw(asked, model)
     known.check(asked.known, model)
     examples.many(asked.x, model)
@@ -165,10 +167,15 @@ def classify(
 
 
 def check_classify(asked: Examples, model: Description) -> None:
-    _check_can("classifies", "classification", "say p(y|x)", model)
+    check_labels(model)
+    _check_examples(asked, model)
+
+
+def check_labels(model: Description) -> None:
+    """Raises Problem 422 where there is no p(y|x): the family has none, or the model no labels."""
+    check_can("classifies", model)
     if not model.classes:
         raise Problem(422, "no-labels", f"{model.model} was trained without labels: there are no classes to choose from")
-    _check_examples(asked, model)
 
 
 def _check_examples(asked: Examples, model: Description) -> None:
@@ -186,7 +193,9 @@ def _check_condition(c: NDArray[Any] | None, model: Description) -> None:
         raise Problem(422, "condition", f"condition of shape {c.shape}; wanted {tuple(wanted['shape'])}")
 
 
-def _check_can(capability: str, kind: str, what: str, model: Description) -> None:
+def check_can(capability: str, model: Description) -> None:
+    """Raises Problem 422 where the model's family has not got the capability."""
+    kind, what = {"completes": ("completion", "fill in what is missing"), "classifies": ("classification", "say p(y|x)")}[capability]
     if capability not in model.capabilities:
         raise Problem(422, f"no-{kind}", f"{model.model} ({model.family}) cannot {what}; {_can(model)}")
 

@@ -9,11 +9,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from genmodels import load
-from serve.client import Client, Refused
+from genmodels.core import Autoregressive
+from serve.client import Client, Refused, values
 from serve.schema import Settings
 from tests.serve.conftest import Local
 
@@ -65,6 +67,25 @@ def test_samples_scores_and_models_as_arrays(server: tuple[str, Faulty], digits:
         assert (scored.protocol, len(scored.scores)) == ("exact p(x|y)", 3)
         assert [one.model for one in client.models()] == ["digits"]
         assert client.file("digits", seed=6)[0] == "image/png"
+
+
+def test_completions_labels_and_maps_as_arrays(server: tuple[str, Faulty], digits: Path) -> None:
+    x, model = np.arange(16, dtype=np.uint8).reshape(1, 4, 4) % 5, load(digits)
+    known = np.zeros((1, 4, 4), bool)
+    known[:, :2] = True
+    assert isinstance(model, Autoregressive)
+    with Client(server[0]) as client, torch.no_grad():
+        rows = client.complete("digits", x, 2, n=3, seed=6, label="one")
+        same = client.complete("digits", x, known, n=3, seed=6, label=1)
+        wanted = model.complete(torch.from_numpy(x).expand(3, 1, 4, 4), torch.from_numpy(known), seed=6, y=torch.ones(3))
+        assert np.array_equal(rows.levels, wanted.x.numpy()) and np.array_equal(same.levels, rows.levels)
+        assert (rows.exact, rows.ess, rows.method) == (True, None, wanted.method)
+        assert rows.receipt == same.receipt
+        weighed = client.complete("digits", x, known[..., ::-1, :].copy(), seed=6)
+        assert weighed.ess is not None and not weighed.exact and len(weighed.ess) == 1
+        assert client.classify("digits", x).classifications[0].best == int(model.classify(torch.from_numpy(x)[None]).argmax())
+        mapped = values(client.score("digits", x[None], label=1, map=True))
+        np.testing.assert_allclose(mapped, model.log_probs(torch.from_numpy(x)[None], torch.tensor([1])), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("status", [500, 503, 0])

@@ -1,0 +1,90 @@
+"""The commands that ask a model: sample, complete, score, classify. Each is a thin function over pipelines.query."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import console
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, its URL, or models:/name@alias")]
+Storage = Annotated[str, typer.Option(help="where runs and the local registry are")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object a line on stdout; progress on stderr")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures, sounds, or .npy arrays of levels")]
+Count = Annotated[int, typer.Option("-n", min=1, help="how many")]
+Seed = Annotated[int, typer.Option(min=0)]
+Label = Annotated[str | None, typer.Option(help="a class's name or number; drawn by how likely each is where left out")]
+Temperature = Annotated[float, typer.Option(help="below 1 safer, above 1 bolder")]
+First = Annotated[int, typer.Option(min=0, help="index of the first one of the seed")]
+Condition = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="what to condition on: a picture or sound, or a .npy array of the condition's shape")
+]
+
+
+def sample(
+    model: ModelName,
+    n: Count = 16,
+    seed: Seed = 0,
+    label: Label = None,
+    temperature: Temperature = 1.0,
+    first: First = 0,
+    condition: Condition = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png, .wav or .npy; in place of samples.png or samples.wav")] = None,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Draw samples into a file that carries its receipt."""
+    from pipelines import query
+
+    console.speak_json(as_json)
+    drawn = {"n": n, "seed": seed, "label": label, "temperature": temperature, "first": first, "condition": condition}
+    query.sample(model, **drawn, out=out, storage=storage)
+
+
+def complete(
+    model: ModelName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a picture, a sound, or a .npy array of levels")],
+    known: Annotated[Path | None, typer.Option(metavar="MASK.png", help="a black and white picture: what is white is known")] = None,
+    rows: Annotated[int | None, typer.Option(min=0, help="the top rows of the picture are known")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="this much of the sound's beginning is known; a short one is known whole")
+    ] = None,
+    n: Count = 4,
+    seed: Seed = 0,
+    label: Label = None,
+    temperature: Temperature = 1.0,
+    first: First = 0,
+    condition: Condition = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png, .wav or .npy; in place of completions.png or .wav")] = None,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Fill in what is not known of a file, n different ways; says by which method, and whether that is exact."""
+    from pipelines import query
+
+    console.speak_json(as_json)
+    drawn = {"n": n, "seed": seed, "label": label, "temperature": temperature, "first": first, "condition": condition}
+    query.complete(model, file, mask=known, rows=rows, seconds=seconds, **drawn, out=out, storage=storage)
+
+
+def score(
+    model: ModelName,
+    files: Files,
+    label: Annotated[str | None, typer.Option(help="a class's name or number; all classes are summed over where left out")] = None,
+    surprise: Annotated[Path | None, typer.Option("--map", metavar="OUT.png", help="draws where the model is surprised, in bits")] = None,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Log likelihood of files, in nats and bits/dim."""
+    from pipelines import query
+
+    console.speak_json(as_json)
+    query.score(model, files, label=label, out=surprise, storage=storage)
+
+
+def classify(model: ModelName, files: Files, storage: Storage = "./runs", as_json: AsJson = False) -> None:
+    """The likeliest class of each file by Bayes' rule, p(y|x) ~ p(x|y) p(y)."""
+    from pipelines import query
+
+    console.speak_json(as_json)
+    query.classify(model, files, storage=storage)
