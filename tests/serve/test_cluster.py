@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
 from genmodels import Event, load
-from serve.client import Client
+from genmodels.core import Completes
+from serve.client import Client, Refused
 from serve.schema import Settings, Target
 from tests.serve.conftest import save, target
 from tests.services import free_port, wait_for
@@ -105,6 +107,19 @@ def test_twelve_mixed_requests_at_once_get_the_bytes_they_get_alone(url: str, di
         assert one.headers["X-Genmodels-Receipt"] == other.headers["X-Genmodels-Receipt"]
         wanted = model.sample(body["n"], seed=body["seed"], first=body["index"], y=body.get("label"), temperature=body["temperature"])
         assert one.content.endswith(wanted.numpy().tobytes())
+
+
+def test_completions_classes_and_maps_come_through_the_router(url: str, digits: Path) -> None:
+    model, x = load(digits), np.zeros((1, 4, 4), np.uint8)
+    assert isinstance(model, Completes)
+    known = torch.arange(16).reshape(1, 4, 4) < 8
+    with Client(url) as client:
+        drawn = client.complete("digits", x, 2, n=3, seed=1)
+        assert np.array_equal(drawn.levels, model.complete(torch.from_numpy(x).expand(3, 1, 4, 4), known, seed=1).x.numpy())
+        assert len(client.classify("digits", x).classifications[0].log_probs) == 3
+        assert client.score("digits", x, map=True).scores[0].map is not None
+        with pytest.raises(Refused, match=r"^temperature 0\.5 for values that are not first"):
+            client.complete("digits", x, known.numpy()[..., ::-1, :].copy(), seed=1, temperature=0.5)
 
 
 def test_errors_are_problems_here_too(url: str) -> None:
