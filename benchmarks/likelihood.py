@@ -69,7 +69,7 @@ LEVELS: dict[str, Setting] = {
 """What differs with 256 levels."""
 
 
-def batches_of(x: Tensor, size: int, seed: int) -> Callable[[int], Batch]:
+def batches_of(x: Tensor, size: int, seed: int, y: Tensor | None = None) -> Callable[[int], Batch]:
     """Step -> batch: epochs of the whole set, each in an order of its own."""
     orders: dict[int, Tensor] = {}
 
@@ -79,13 +79,15 @@ def batches_of(x: Tensor, size: int, seed: int) -> Callable[[int], Batch]:
         for epoch in set(epochs.tolist()) - set(orders):
             orders[epoch] = permuted(len(x), seed=seed + epoch)
         rows = torch.stack([orders[epoch][place] for epoch, place in zip(epochs.tolist(), (positions % len(x)).tolist(), strict=True)])
-        return Batch(x=x[rows], position=positions, step=step)
+        return Batch(x=x[rows], y=None if y is None else y[rows], position=positions, step=step)
 
     return read
 
 
-def descend(model: Any, setting: Setting, x: Tensor, seconds: float, threads: int) -> tuple[int, float]:
-    """Trains a model for that long -> (examples seen, seconds). The schedule's length is estimated anew as time goes by."""
+def descend(
+    model: Any, setting: Setting, x: Tensor, seconds: float, threads: int, *, y: Tensor | None = None, epochs: float = math.inf
+) -> tuple[int, float]:
+    """Trains a model for that long, or that many epochs -> (examples seen, seconds). The schedule's length is estimated anew as time goes by."""
     config = TrainConfig(
         steps=10**6,
         batch_size=setting.batch,
@@ -96,13 +98,14 @@ def descend(model: Any, setting: Setting, x: Tensor, seconds: float, threads: in
         objectives={objective.name: {"weight_decay": setting.weight_decay} for objective in model.objectives()},
         threads=threads,
     )
-    read = batches_of(x, setting.batch, config.seed)
+    read = batches_of(x, setting.batch, config.seed, y)
+    last = epochs * len(x) / setting.batch
     training = Training(model, config)
     begun, chunk = time.perf_counter(), 1
-    while (spent := time.perf_counter() - begun) < seconds:
+    while (spent := time.perf_counter() - begun) < seconds and training.step < last:
         if training.step > 2:
             pace = spent / training.step
-            training.config = replace(config, steps=max(training.step + 1, int(seconds / pace)))
+            training.config = replace(config, steps=max(training.step + 1, int(min(seconds / pace, last))))
             chunk = max(1, min(int(1.0 / pace), int((seconds - spent) / pace)))
         training.run(read, until=training.step + chunk)
     with training.averaged():
@@ -117,13 +120,16 @@ def precision_here(wanted: str) -> Precision:
     return "bf16" if wanted == "bf16" and able else "f32"
 
 
-def iterate(model: Any, setting: Setting, x: Tensor, seconds: float, threads: int) -> tuple[int, float]:
+def iterate(
+    model: Any, setting: Setting, x: Tensor, seconds: float, threads: int, *, y: Tensor | None = None, epochs: float = math.inf
+) -> tuple[int, float]:
     """Passes over the data until the model says it has converged or the time is over -> (examples seen, seconds)."""
     torch.set_num_threads(threads)
     iteration = Iteration(model, TrainConfig(steps=10**6, batch_size=512, threads=threads))
-    parts = [Batch(x=x[start : start + 512], position=torch.arange(start, min(start + 512, len(x)))) for start in range(0, len(x), 512)]
+    whole = Batch(x=x, y=y, position=torch.arange(len(x)))
+    parts = [whole.rows(start, min(start + 512, len(x))) for start in range(0, len(x), 512)]
     begun = time.perf_counter()
-    while (spent := time.perf_counter() - begun) < seconds and not model.converged:
+    while (spent := time.perf_counter() - begun) < seconds and not model.converged and iteration.step < epochs:
         iteration.run(lambda _: iter(parts), until=iteration.step + 1)
     return iteration.step * len(x), spent
 

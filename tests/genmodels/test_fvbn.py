@@ -102,9 +102,7 @@ def test_the_first_step_of_training_moves_only_what_is_before() -> None:
 
 
 def test_what_it_cannot_model_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^FVBN models at most 4096 values of levels; got image 3x64x64"
-    ):
+    with pytest.raises(ValueError, match=r"^FVBN models at most 4096 values of levels; got image 3x64x64"):
         build("fvbn", Event(modality="image", shape=(3, 64, 64), levels=2))
     with pytest.raises(ValueError, match=r"; got table 5, real values$"):
         build("fvbn", Event(modality="table", shape=(5,), levels=0))

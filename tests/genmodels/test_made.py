@@ -232,9 +232,7 @@ def test_first_activations_are_of_one_size_whatever_is_masked() -> None:
 
 
 def test_what_it_cannot_be_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^MADE models at most 4096 values of levels; got image 3x64x64"
-    ):
+    with pytest.raises(ValueError, match=r"^MADE models at most 4096 values of levels; got image 3x64x64"):
         build("made", Event(modality="image", shape=(3, 64, 64), levels=2))
     with pytest.raises(ValueError, match=r"^7 orders of 3 values; there are only 6$"):
         build("made", Event(modality="table", shape=(3,), levels=2), orders=7)
