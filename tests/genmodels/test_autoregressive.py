@@ -111,6 +111,18 @@ def test_kept_activations_give_the_full_networks_conditionals(family: str, event
         torch.testing.assert_close(value, nats.gather(1, place[:, None])[:, 0], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("family", TRAINED)
+def test_a_row_without_a_label_is_of_no_class(family: str) -> None:
+    event = next(event for event in EVENTS.values() if event.modality in MODELS[family].modalities and event.classes)
+    model, x = autoregressive(family, event), examples(event, 3)
+    with torch.no_grad():
+        bare, missing, labelled = (
+            model.conditional_log_probs(x, y=y, c=None) for y in (None, torch.tensor([-1, 0, -1]), torch.zeros(3).long())
+        )
+    torch.testing.assert_close(missing, torch.stack([bare[0], labelled[1], bare[2]]), rtol=0, atol=1e-10)
+    assert float((bare - labelled).flatten(1).abs().amax(1).min()) > 1e-3
+
+
 @pytest.mark.parametrize(("family", "event"), cases(EVENTS, Autoregressive))
 def test_nats_of_values_add_up(family: str, event: str) -> None:
     kind = EVENTS[event]
@@ -188,6 +200,55 @@ def test_values_in_the_middle_are_kept_and_weighed(family: str) -> None:
     torch.testing.assert_close(state.log_weight, nats[:, known].sum(1), rtol=1e-8, atol=1e-8)
     with pytest.raises(ValueError, match=r"^temperature 0.5 for values that are not first in the model's order"):
         model.complete(x, known.reshape(event.shape), seed=1, temperature=0.5)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+def test_a_completion_is_drawn_at_its_temperature(temperature: float) -> None:
+    """The values that are drawn have it; the label, which is drawn from p(y | known), has not."""
+    event, n = Event(modality="table", shape=(2,), levels=4, classes=2), 4000
+    model, y = shaken("fvbn", event, by=3.0), torch.arange(2).repeat_interleave(16)
+    assert isinstance(model, Autoregressive)
+    with torch.no_grad():
+        p = model.log_prob(states(event).repeat(2, 1), y).double().exp().reshape(2, 4, 4)
+    known, first = torch.tensor([True, False]), 1
+    label = p[:, first].sum(1) * model.class_frequencies
+    each = p[:, first] ** (1 / temperature)
+    wanted = ((label / label.sum())[:, None] * each / each.sum(1, keepdim=True)).sum(0)
+    done = model.complete(torch.tensor([[first, 0]]).expand(n, -1), known, seed=1, temperature=temperature)
+    assert g_test(torch.bincount(done.x[:, 1].long(), minlength=4).numpy(), wanted.numpy()) > 1e-4
+
+
+def test_values_that_come_last_are_weighed_in() -> None:
+    """Importance resampling against the enumerated conditional, the label summed over; draws that are not weighed are far from it."""
+    kind, n = COUNTABLE["labelled clicks"], 240
+    model, every = shaken("fvbn", kind, by=3.0), states(kind)
+    assert isinstance(model, Autoregressive)
+    known, x = torch.arange(kind.dims) >= kind.dims - 2, examples(kind, 1, seed=1)
+    with torch.no_grad():
+        p = model.log_prob(every).double().exp()
+    weight = 2 ** torch.arange(4, -1, -1)
+    free = (every[:, ~known].long() * weight).sum(1)
+    fits = (every[:, known] == x[:, known]).all(1)
+    posterior, prior = (torch.zeros(2**5, dtype=torch.float64).index_add(0, free, each) for each in (p * fits, p))
+    done = model.complete(x.expand(n, -1), known, seed=2)
+    seen = torch.bincount((done.x[:, ~known].long() * weight).sum(1), minlength=len(prior)).numpy()
+    assert not done.exact and g_test(seen, posterior.numpy()) > 1e-4 and g_test(seen, prior.numpy()) < 1e-9
+    assert torch.equal(done.x[7:9], model.complete(x.expand(2, -1), known, seed=2, first=7).x)
+
+
+@pytest.mark.parametrize(("family", "event"), ONE_EACH)
+def test_a_temperature_is_a_power_of_the_first_value_s_probabilities(family: str, event: str) -> None:
+    kind, n = COUNTABLE[event], 2000
+    model, every = shaken(family, kind, by=1.0, **TINY.get(family, {})), states(kind)
+    assert isinstance(model, Autoregressive)
+    place, y = int(model.order[0]), torch.full((n,), kind.classes - 1) if kind.classes else None
+    with torch.no_grad():
+        nats = model.log_prob(every, None if y is None else y[:1].expand(len(every))).double()
+    p = torch.zeros(kind.levels, dtype=torch.float64).index_add(0, every.flatten(1)[:, place].long(), nats.exp())
+    for temperature in (0.5, 3.0):
+        state = model.begin(Noise(2, position=range(n)), y=y, c=None, temperature=torch.full((n,), temperature))
+        drawn = model.read(model.advance(state, 1)).flatten(1)[:, place].long()
+        assert g_test(torch.bincount(drawn, minlength=kind.levels).numpy(), (p ** (1 / temperature)).numpy()) > 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
