@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genmodels import artifact, media
@@ -55,6 +56,31 @@ def test_rings_give_the_full_networks_logits(config: dict[str, int], classes: in
             full = model.logits(model.embed(model.read(state)), y)[:, step]
             torch.testing.assert_close(model.next_logits(state), full, rtol=1e-10, atol=1e-10)
             state = model.advance(state, 1)
+
+
+@pytest.mark.parametrize(("config", "classes"), [({}, 0), ({"stacks": 2, "layers": 2, "kernel": 3}, 2)])
+def test_the_network_is_the_paper_s_one_step_at_a_time(config: dict[str, int], classes: int) -> None:
+    """Eq. 2 and fig. 4 with plain loops: gated taps beside the identity, and the sum of all layers' skips through two products."""
+    model = model_of(event_of(20, classes=classes), **{"stacks": 1, "layers": 3, "residual": 4, "skip": 5, **config})
+    x, y = examples(model.event, 1), torch.tensor([1]) if classes else None
+    embedded = model.embed(x)[0].T
+    z = [torch.zeros(4, dtype=torch.float64), *embedded[:-1]]
+    total = [torch.zeros(5, dtype=torch.float64)] * 20
+    for layer in model._layers():
+        weight, bias, kernel = layer.taps.weight, layer.taps.bias, model.config.kernel
+        assert bias is not None
+        if layer.label.weight is not None:
+            bias = bias + layer.label.weight[1]
+        after = []
+        for t in range(20):
+            back = [t - (kernel - 1 - j) * layer.dilation for j in range(kernel)]
+            filtered, gated = (bias + sum(weight[..., j] @ z[s] for j, s in enumerate(back) if s >= 0)).chunk(2)
+            out = torch.tanh(filtered) * torch.sigmoid(gated)
+            total[t] = total[t] + layer.skip(out[:, None])[:, 0]
+            after.append(z[t] if layer.residual is None else z[t] + layer.residual(out[:, None])[:, 0])
+        z = after
+    wanted = [model.out(F.relu(model.hidden(F.relu(each)[:, None])))[:, 0] for each in total]
+    torch.testing.assert_close(model.logits(model.embed(x), y)[0], torch.stack(wanted))
 
 
 def test_padding_is_neither_learnt_from_nor_scored() -> None:
@@ -237,5 +263,6 @@ def test_a_tone_sounds_in_its_own_bands_and_time(rate: int, hop: int, mels: int)
         c = mel.log_mel((torch.sin(2 * math.pi * edges[band + 1] * time) * half)[None], rate, hop, mels)[0]
         assert c.shape == (mels, mel.frames(steps, hop)) == (mels, 25)
         assert int(c[:, 6].argmax()) == band and float(c[band, 6]) == pytest.approx(1, abs=0.1)
+        assert float(c[band, 11]) > 0.9 > float(c[band, 12])  # between the two the tone ends
         assert float(c[:, 14:].max()) == -1  # silence
     assert float(mel.filterbank(rate, 256, 100).sum(1).min()) > 0
