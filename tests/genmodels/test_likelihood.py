@@ -103,6 +103,23 @@ def test_draws_come_from_that_mass(channels: int, levels: int) -> None:
     assert stats.power_divergence(observed[keep], expected, lambda_="log-likelihood").pvalue > 1e-4
 
 
+@pytest.mark.parametrize("levels", [2, 3, 17, 256, 65536])
+def test_means_reach_from_end_to_end(levels: int) -> None:
+    """-1 is the lowest level and 1 the highest, however many there are; an earlier channel moves a mean by the same measure."""
+    every = torch.arange(levels) if levels <= 256 else torch.tensor([0, 1, 40_000, levels - 1])
+    mean, ones = scaled(every, levels, torch.float64), torch.ones(len(every), dtype=torch.float64)
+    density = LogisticMixture(
+        weights=ones.reshape(-1, 1, 1, 1),
+        means=torch.stack([mean, mean - 0.5], dim=1).reshape(-1, 1, 2, 1, 1),
+        log_scales=(math.log(0.05 / (levels - 1)) * ones).reshape(-1, 1, 1, 1, 1).expand(-1, 1, 2, 1, 1),
+        coefficients=(0.5 * ones).reshape(-1, 1, 1, 1, 1),
+        levels=levels,
+    )
+    x = torch.stack([torch.full_like(every, levels - 1), every], dim=1)[..., None, None]
+    assert float(density.conditionals(x)[:, 1].exp().min()) > 0.999
+    assert float(density.conditionals(x.flip(1))[:, 0].exp().min()) > 0.999
+
+
 def test_mode_is_the_most_likely_level() -> None:
     density = mixture(1, 17, height=40)
     every = torch.arange(17).reshape(17, 1, 1, 1).expand(17, 1, 40, 1)
