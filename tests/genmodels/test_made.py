@@ -185,6 +185,8 @@ def test_known_values_are_weighed_where_orders_are_averaged() -> None:
     known[:3] = True
     done = model.complete(examples(BINARY, 1), known.reshape(BINARY.shape), seed=0)
     assert not done.exact and done.ess is not None and model.order[:3].tolist() == [0, 1, 2]
+    each = [model.complete(examples(BINARY, 1), known.reshape(BINARY.shape), seed=seed, particles=4) for seed in range(12)]
+    assert not any(done.exact for done in each), "exact where the drawn order happens to begin with what is known"
     assert model.complete(examples(BINARY, 2), torch.zeros(BINARY.shape, dtype=torch.bool), seed=0, temperature=0.5).exact
     x = examples(BINARY, 1, seed=3)
     fits = (states(BINARY).flatten(1)[:, :3] == x.flatten(1)[:, :3]).all(1)
