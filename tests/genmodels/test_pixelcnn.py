@@ -103,6 +103,20 @@ def test_the_plain_stack_has_its_known_blind_spot(channels: int, pixel: tuple[in
         assert torch.equal(seen, wanted), f"channel {channel}: {(seen ^ wanted).nonzero().tolist()}"
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_only_the_plain_stack_s_first_layer_has_mask_a(kernel: int) -> None:
+    """Of its window each convolution reads the past, and from the second on the pixel itself too."""
+    model = model_of("pixelcnn", Event(modality="image", shape=(1, 9, 9), levels=4), hidden=4, layers=2, kernel=kernel, head=8)
+    assert isinstance(model, PixelCNN)
+    for past_conv, reach, itself in ((model.first, kernel // 2, False), *((block.past, 1, True) for block in model._blocks())):
+        x = torch.randn(1, past_conv.weight.shape[1], 9, 9, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(past_conv(x)[:, :, 4, 4].sum(), x)
+        wanted = past(model.event, 4, 4, 0)[0]
+        wanted[4, 4] = itself
+        near = (torch.arange(9) - 4).abs() <= reach
+        assert torch.equal((gradient != 0).all(1)[0], wanted & near[:, None] & near)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_changed_sub_pixel_changes_no_logits_before_it(family: str) -> None:
     event = Event(modality="image", shape=(3, 5, 4), levels=4)
