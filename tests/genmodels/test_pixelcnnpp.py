@@ -1,5 +1,6 @@
 """PixelCNN++: what its streams know at every resolution, its walk against the full network, and dropout that replays."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from genmodels.core import Event
 from genmodels.models.pixelcnnpp import PixelCNNPlusPlus
+from genmodels.nn.gates import drop
 from genmodels.nn.streams import COLUMNS, ROWS, Halve, Stream, halved
 from genmodels.noise import Noise
 from tests.genmodels.conftest import examples, shaken
@@ -93,6 +95,15 @@ def test_a_pixels_mixture_knows_nothing_of_the_pixel_and_all_that_came_before() 
             for one, two in ((before.weights, after.weights), (before.means.flatten(1, 2), after.means.flatten(1, 2))):
                 moved = (one - two).abs().amax((0, 1)).flatten() > 0
                 assert moved.tolist() == [pixel > place for pixel in range(35)]
+
+
+def test_what_dropout_keeps_makes_up_for_what_it_drops() -> None:
+    x, noise = torch.full((500, 20, 2, 2), 3.0), Noise(0, position=range(500))
+    dropped = drop(x, 0.25, noise, "here")
+    assert dropped.flatten(2).std(2).max() == 0, "a feature map goes as a whole"
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 4.0]))
+    assert abs(float(dropped.mean()) - 3) < 4 * 4 * math.sqrt(0.25 * 0.75 / 10_000)
+    assert torch.equal(drop(x, 0.25, None, "here"), x)
 
 
 def test_dropout_replays_by_its_noise() -> None:
