@@ -105,6 +105,23 @@ def test_a_known_mixture_is_found_again() -> None:
     torch.testing.assert_close(model.log_scales[0].exp()[order], torch.tensor([[3.0, 6.0], [4.0, 2.0]]).double(), atol=0.3, rtol=0)
 
 
+def test_a_pass_is_the_weighted_moments_written_out() -> None:
+    """Bayes' rule for who owns what, then shares, means and spreads about the new means."""
+    model, x = mixture(LINE, components=3), two_clouds(200)
+    learnt(model, cut(x, 200), passes=1)
+    parts = zip(model.log_weights[0].exp(), model.means[0].clone(), model.log_scales[0].exp(), strict=True)
+    density = np.stack([float(w) * stats.norm.pdf(x.numpy(), mean.numpy(), scale.numpy()).prod(1) for w, mean, scale in parts])
+    share = torch.from_numpy(density / density.sum(0))
+    before = model.means.clone()
+    model.iterate(cut(x, 200), Noise(0, position=[]))
+    means = share @ x.double() / share.sum(1, keepdim=True)
+    spread = (share[..., None] * (x.double() - means[:, None]).square()).sum(1) / share.sum(1, keepdim=True)
+    torch.testing.assert_close(model.means[0], means)
+    torch.testing.assert_close(model.log_scales[0].exp(), spread.sqrt().clamp(min=model.narrowest))
+    torch.testing.assert_close(model.log_weights[0].exp(), share.mean(1))
+    assert float((model.means - before).abs().max()) > 1 and float(spread.sqrt().min()) > model.narrowest
+
+
 def test_batches_and_their_order_change_nothing() -> None:
     x = two_clouds(500)
     wanted, found = mixture(LINE, components=5), mixture(LINE, components=5)
@@ -143,6 +160,14 @@ def test_many_rows_score_as_few() -> None:
     together = model.log_probs(x, y)
     alone = torch.cat([model.log_probs(x[i : i + 1], None if y is None else y[i : i + 1]) for i in range(60)])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_the_conditionals_add_up_to_the_density() -> None:
+    event = EVENTS["mu-law"]
+    model, length = shaken("mixture", event), torch.tensor([40, 1, 17])
+    assert isinstance(model, Mixture)
+    x, y = examples(event, 3), labels(event, 3)
+    torch.testing.assert_close(model.log_probs(x, y, length=length).sum(1), model.log_prob(x, y, length=length), rtol=1e-11, atol=1e-9)
 
 
 def test_any_subset_is_completed_by_its_exact_conditional() -> None:
