@@ -94,6 +94,18 @@ def test_mutual_information_is_that_of_the_counts() -> None:
         assert float(found[i, j]) == pytest.approx(float(total), abs=1e-12)
 
 
+def test_tables_lean_on_the_marginal_by_the_pseudo_count() -> None:
+    """Every entry by counting: a root's share of n examples and so many uniform ones, a child's given its parent and so many of its marginal."""
+    x, pseudo = branching(30).long(), 2.5
+    model = counted(TABLE, x.to(torch.uint8), pseudo_count=pseudo)
+    for place, parent in enumerate(model.parents.tolist()):
+        marginal = (torch.bincount(x[:, place], minlength=3) + pseudo / 3) / (30 + pseudo)
+        for above in range(3):
+            own = x[x[:, parent] == above, place]
+            wanted = marginal if parent < 0 else (torch.bincount(own, minlength=3) + pseudo * marginal) / (len(own) + pseudo)
+            torch.testing.assert_close(model.tables[0, place, above].softmax(0), wanted)
+
+
 def test_no_other_tree_has_a_higher_likelihood() -> None:
     """Of all 125 trees of five places, with next to no pseudo-count, on the data it was counted from."""
     x = branching(60)
