@@ -130,16 +130,29 @@ class Mixture(Iterated, Autoregressive):
         """The smallest scale, in levels."""
         return self.config.floor * (self.event.levels - 1)
 
+    def conditional_log_prob(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, length: Tensor | None) -> Tensor:
+        """What the conditionals add up to, without them: a sum a component, then one over components."""
+        valid = torch.ones_like(x.flatten(1)) if length is None else torch.arange(self.event.dims, device=x.device) < length[:, None]
+        out = torch.empty(len(x), dtype=self.means.dtype, device=x.device)
+        for part, each, weights in self._under_each(x, y):
+            nats = (each * valid[part]).sum(-1) + weights[:, None]
+            out[part] = torch.logsumexp(nats, dim=0).to(out.dtype)
+        return out
+
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
+        out = torch.empty(len(x), self.event.dims, dtype=self.means.dtype, device=x.device)
+        for part, each, weights in self._under_each(x, y):
+            out[part] = self.mixed(each.reshape(*each.shape[:2], *self.event.shape), weights).flatten(1).to(out.dtype)
+        return out.reshape(x.shape)
+
+    def _under_each(self, x: Tensor, y: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows of one label at a time: their numbers (b,), nats (M, b, D) of every value under each component, and the log weights (M,)."""
         flat = x.flatten(1).long()
-        out = torch.empty(flat.shape, dtype=self.means.dtype, device=x.device)
         size = max(1, CHUNK // self.means[0].numel())
         for rows, own in _by_label(y, len(x), len(self.means)):
             table = self._table(own.start) if len(rows) > self.event.levels else None
             for part in rows.split(size):
-                each = self._masses(flat[part], own.start, table)
-                out[part] = self.mixed(each, self.log_weights[own.start].double().log_softmax(-1)).flatten(1).to(out.dtype)
-        return out.reshape(x.shape)
+                yield part, self._masses(flat[part], own.start, table), self.log_weights[own.start].double().log_softmax(-1)
 
     def _table(self, label: int) -> Tensor:
         """(M, D, K) nats of every level of every value: fewer than the masses of many rows."""
@@ -148,13 +161,11 @@ class Mixture(Iterated, Autoregressive):
         return discretised_gaussian(level, mean, scale, self.event.levels)
 
     def _masses(self, x: Tensor, label: int, table: Tensor | None) -> Tensor:
-        """x (B, D) int64 levels -> (M, B, *shape) nats under each component."""
+        """x (B, D) int64 levels -> (M, B, D) nats under each component."""
         if table is None:
             mean, scale = self.means[label].double()[:, None], self.log_scales[label].double().exp()[:, None]
-            each = discretised_gaussian(x.double(), mean, scale, self.event.levels)
-        else:
-            each = table[:, torch.arange(x.shape[1], device=x.device), x]
-        return each.reshape(-1, len(x), *self.event.shape)
+            return discretised_gaussian(x.double(), mean, scale, self.event.levels)
+        return table[:, torch.arange(x.shape[1], device=x.device), x]
 
     def arranged(self, noise: Noise, known: Tensor | None) -> Tensor:
         if known is None:
