@@ -72,7 +72,9 @@ class PixelCNN(Raster):
 
     def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None, *, c: Tensor | None = None) -> Tensor:
         context, rate = self._context(c), self.config.dropout
-        h = self.label(self.first(with_ones(z)), y) + self.place
+        # Channels last: the layout that convolutions compute in, so none turns its input and output around. Autocast's width is kept.
+        h = self.label(self.first(with_ones(z).contiguous(memory_format=torch.channels_last)), y)
+        h = h + self.place.to(h.dtype)
         for i, block in enumerate(self._blocks()):
             h = h + block(drop(h, rate, noise, f"dropout.{i}"), y, context)
         return self.heads(F.relu(drop(h, rate, noise, "dropout.head")), z)

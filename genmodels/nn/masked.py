@@ -22,8 +22,7 @@ class PastConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         window = F.pad(self.weight, (0, (self.reach + 1) * self.kernel - self.taps)).unflatten(2, (self.reach + 1, self.kernel))
-        # The padding below is one the result is cut back by: cheaper than to copy x with other margins above and below.
-        return F.conv2d(x, window, self.bias, padding=self.reach)[:, :, : x.shape[2]]
+        return F.conv2d(F.pad(x, (self.reach, self.reach, self.reach, 0)), window, self.bias)
 
     def at(self, seen: Tensor) -> Tensor:
         """seen (B, inputs, reach + 1, kernel), the rows of the window down to the centre's -> (B, outputs, 1, 1): the result at its centre."""
