@@ -50,7 +50,7 @@ class Setting:
 BINARY: dict[str, Setting] = {
     "fvbn": Setting({}, batch=128, lr=1e-2, precision="f32"),
     "nade": Setting({"hidden": (500,)}, batch=256, lr=3e-3),
-    "made": Setting({"hidden": (1000,), "order": "random"}, batch=256, lr=3e-3),
+    "made": Setting({"hidden": (1200,), "order": "random", "dropout": 0.25}, batch=256, lr=4e-3, weight_decay=0.2),
     "row_lstm": Setting({"hidden": 16, "layers": 3}, batch=32, lr=4e-3, precision="f32"),
     "diagonal_bilstm": Setting({"hidden": 16, "layers": 2}, batch=32, lr=4e-3, precision="f32"),
     "pixelcnn": Setting({"hidden": 32, "layers": 8}, batch=16, lr=4e-3),

@@ -110,6 +110,11 @@ def _check_model(recipe: Recipe, title: str) -> None:
 
     if recipe.model.family not in MODELS:
         raise Refused(f"{title}: model.family: {unknown('family', recipe.model.family, MODELS)}")
+    modalities = MODELS[recipe.model.family].modalities
+    if recipe.data.modality not in modalities:
+        raise Refused(
+            f"{title}: model.family: {recipe.model.family} models {' and '.join(sorted(modalities))}; the recipe's data is {recipe.data.modality}"
+        )
     config = MODELS[recipe.model.family].Config
     fields: dict[str, Any] = {field.name: (field.type, None) for field in dataclasses.fields(config)}
     strict = create_model("Config", __config__=ConfigDict(extra="forbid"), **fields)

@@ -42,6 +42,7 @@ TUNED = {"search": {"space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}}}
         ("register", {"gate": {"rul": "x"}}, "register.gate.rul: unknown key 'rul'; did you mean 'rule'?"),
         ("serve", {"replica": 1}, "serve.replica: unknown key 'replica'; did you mean 'replicas'?"),
         ("model.family", "gatedpixelcnn", "model.family: unknown family 'gatedpixelcnn'; did you mean 'gated_pixelcnn'?"),
+        ("model.family", "wavenet", "model.family: wavenet models audio; the recipe's data is image"),
         ("train.steps", "many", "train.steps: Input should be a valid integer, unable to parse string as an integer (got 'many')"),
         ("train.steps", 0, "train.steps: Input should be greater than or equal to 1 (got 0)"),
         ("train.lr", -1, "train.lr: Input should be greater than 0 (got -1)"),
