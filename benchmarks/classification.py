@@ -22,7 +22,7 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from benchmarks import pictures
+from benchmarks import datasets
 from benchmarks.likelihood import BINARY, LEVELS, Setting, descend, iterate
 from genmodels.core import Classifies, Event, Iterated
 from genmodels.machine import equality_class
@@ -44,7 +44,7 @@ def chosen(y: Tensor, count: int) -> Tensor:
     return torch.cat([(y == label).nonzero()[: count // CLASSES, 0] for label in range(CLASSES)]).sort().values
 
 
-def svm(data: pictures.Pictures, rows: Tensor) -> dict[str, Any]:
+def svm(data: datasets.Examples, rows: Tensor) -> dict[str, Any]:
     assert data.train_labels is not None and data.test_labels is not None
     begun = time.perf_counter()
     model = LinearSVC(C=0.01, dual="auto", tol=1e-3, max_iter=2000)
@@ -57,7 +57,7 @@ def _unit(x: Tensor, event: Event) -> Tensor:
     return x.flatten(1).float() / (event.levels - 1)
 
 
-def bayes(family: str, data: pictures.Pictures, rows: Tensor, seconds: float, scoring: float, threads: int) -> dict[str, Any]:
+def bayes(family: str, data: datasets.Examples, rows: Tensor, seconds: float, scoring: float, threads: int) -> dict[str, Any]:
     """One family learnt from some of the labels."""
     assert data.train_labels is not None and data.test_labels is not None
     x, y = data.train[rows], data.train_labels[rows]
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    data = pictures.read("mnist", levels=asked.levels)
+    data = datasets.read("mnist", levels=asked.levels)
     data = replace(data, event=replace(data.event, classes=CLASSES))
     assert data.train_labels is not None
     total, rows = len(data.train), []

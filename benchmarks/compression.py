@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pictures
+from benchmarks import datasets
 from genmodels import artifact, coding, media
 from genmodels.artifact import Artifact
 from genmodels.compressed import HEADER, Compressed
@@ -30,7 +30,7 @@ def examples(name: str, folder: Path, said: Artifact, n: int) -> Examples:
         sounds = sorted(path for path in (folder / "fsdd" / "recordings").glob("*.wav") if int(path.stem.rpartition("_")[2]) < 5)
         return files.read(sounds[:: max(1, len(sounds) // n)][:n], said)
     if name == "binarized_mnist":
-        x = pictures.read(name).test
+        x = datasets.read(name).test
     else:
         pixels = read_idx((folder / name / "t10k-images-idx3-ubyte.gz").read_bytes())
         x = torch.from_numpy(media.levels_from_pixels(pixels[:: max(1, len(pixels) // n)][:n], said.prepare))
@@ -41,7 +41,7 @@ def examples(name: str, folder: Path, said: Artifact, n: int) -> Examples:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--data", choices=[*pictures.SETS, "fsdd"], help="in place of mnist, or of fsdd for a model of sounds")
+    parser.add_argument("--data", choices=datasets.SETS, help="in place of mnist, or of fsdd for a model of sounds")
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--storage", default="./runs")

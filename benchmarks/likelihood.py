@@ -3,9 +3,9 @@
     GENMODELS_DATA=... python -m benchmarks.likelihood [--set binarized_mnist] [--families made fvbn] [--seconds 120] [--out results/]
 
 Each family trains for exactly `--seconds` on `--threads` threads from its first weights (the learning rate's cosine ends when the time does; looking
-at data, building the model and scoring are not counted), then scores X[::5] of the test split (2,000 pictures; the published test file of the
-static binarization is sorted by digit) and as many training pictures. One run a figure: quote differences above a nat, not below. --out keeps each
-result as JSON, the model as an artifact and a sheet of samples; a family whose JSON is there already is read, not run again.
+at data, building the model and scoring are not counted), then scores X[::5] of the test split (2,000 pictures at most; the published test file of
+the static binarization is sorted by digit) and as many training pictures. One run a figure: quote differences above a nat, not below. --out keeps
+each result as JSON, the model as an artifact and a sheet of samples; a family whose JSON is there already is read, not run again.
 """
 
 import argparse
@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import pictures
+from benchmarks import datasets
 from genmodels import artifact, media
-from genmodels.core import Autoregressive, Batch, Density, GenerativeModel, Iterated
+from genmodels.core import Autoregressive, Batch, Density, Event, GenerativeModel, Iterated
 from genmodels.descent import Precision
 from genmodels.iterate import Iteration
 from genmodels.machine import equality_class
 from genmodels.noise import permuted
 from genmodels.train import Schedule, TrainConfig, Training
 from genmodels.zoo import MODELS, build
+from pipelines import sheet
 
 SCORED = 2000
 SHEET = 32
@@ -65,6 +66,7 @@ LEVELS: dict[str, Setting] = {
     "fvbn": Setting({}, batch=128, lr=3e-3, precision="f32"),
     "pixelcnnpp": Setting({"dropout": 0.0}, batch=16, lr=3e-3),
     "mixture": Setting({"components": 50}),
+    "wavenet": Setting({"stacks": 2, "layers": 7}, batch=32, lr=4e-3),
 }
 """What differs with 256 levels."""
 
@@ -141,7 +143,7 @@ def nats_of(model: Density, x: Tensor, size: int = 50) -> Tensor:
         return torch.cat([model.log_prob(x[start : start + size]).double() for start in range(0, len(x), size)])
 
 
-def measure(family: str, data: pictures.Pictures, seconds: float, threads: int, out: Path | None) -> dict[str, Any]:
+def measure(family: str, data: datasets.Examples, seconds: float, threads: int, out: Path | None) -> dict[str, Any]:
     """Trains and scores one family."""
     setting = (BINARY if data.event.levels == 2 else LEVELS).get(family, Setting({}))
     model = build(family, data.event, seed=0, **setting.config)
@@ -153,6 +155,7 @@ def measure(family: str, data: pictures.Pictures, seconds: float, threads: int, 
         "family": family,
         "set": data.name,
         "levels": data.event.levels,
+        "dims": data.event.dims,
         "parameters": sum(parameter.numel() for parameter in model.parameters()) + _tables(model),
         "seconds": round(spent, 1),
         "images_per_s": round(seen / spent),
@@ -173,17 +176,28 @@ def _tables(model: GenerativeModel) -> int:
     return sum(value.numel() for name, value in model.named_buffers() if name != "class_frequencies") if isinstance(model, Iterated) else 0
 
 
-def keep(model: GenerativeModel, family: str, data: pictures.Pictures, result: Mapping[str, Any], out: Path) -> None:
+def keep(model: GenerativeModel, family: str, data: datasets.Examples, result: Mapping[str, Any], out: Path) -> None:
     """The model's folder, a sheet of its samples and the figures."""
     place = out / data.name
     place.mkdir(parents=True, exist_ok=True)
-    _, height, width = data.event.shape
-    prepare = {"modality": "image", "height": height, "width": width, "channels": 1, "levels": data.event.levels, "fit": "crop"}
-    artifact.save(model, place / family, family=family, prepare=prepare, labels=())
+    artifact.save(model, place / family, family=family, prepare=settings_of(data.event), labels=())
     torch.set_num_threads(1)
-    levels = model.sample(SHEET, seed=0).numpy()
-    (place / f"{family}.png").write_bytes(media.sheet(levels, data.event.levels, columns=8, scale=2))
+    if data.event.modality == "image":
+        levels = model.sample(SHEET, seed=0).numpy()
+        (place / f"{family}.png").write_bytes(media.sheet(levels, data.event.levels, columns=8, scale=2))
+    else:
+        levels = model.sample(4, seed=0).numpy()
+        (place / f"{family}.png").write_bytes(sheet.sounds(levels, data.event, [family] * len(levels)))
+        (place / f"{family}.wav").write_bytes(sheet.wav(sheet.joined(levels, data.event), data.event))
     (place / f"{family}.json").write_text(json.dumps(result, indent=2))
+
+
+def settings_of(event: Event) -> dict[str, Any]:
+    """How a file becomes such an event: what genmodels.media takes."""
+    if event.modality == "audio":
+        return datasets.SOUND
+    _, height, width = event.shape
+    return {"modality": "image", "height": height, "width": width, "channels": 1, "levels": event.levels, "fit": "crop"}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -192,7 +206,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     unit = "nats" if binary else "bits/dim"
 
     def figure(nats: float) -> str:
-        return f"{nats:.2f}" if binary else f"{nats / math.log(2) / 784:.3f}"
+        return f"{nats:.2f}" if binary else f"{nats / math.log(2) / rows[0]['dims']:.3f}"
 
     lines = [
         f"| {rows[0]['set']} | test {unit} | +- | train {unit} | parameters | seconds | images/s |",
@@ -208,15 +222,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", default="binarized_mnist", choices=pictures.SETS)
-    parser.add_argument("--families", nargs="*", default=[name for name, kind in MODELS.items() if _fits(kind)])
+    parser.add_argument("--set", default="binarized_mnist", choices=datasets.SETS)
+    parser.add_argument("--families", nargs="*", help="all that model such data where left out")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    data = pictures.read(asked.set)
+    data = datasets.read(asked.set)
     rows = []
-    for family in asked.families:
+    for family in asked.families or [name for name, kind in MODELS.items() if _fits(kind, data.event)]:
         done = asked.out / data.name / f"{family}.json" if asked.out else None
         if done and done.exists():
             rows.append(json.loads(done.read_text()))
@@ -229,8 +243,8 @@ def main() -> None:
     print(table(rows))
 
 
-def _fits(kind: type[GenerativeModel]) -> bool:
-    return issubclass(kind, Autoregressive) and "image" in kind.modalities
+def _fits(kind: type[GenerativeModel], event: Event) -> bool:
+    return issubclass(kind, Autoregressive) and event.modality in kind.modalities
 
 
 if __name__ == "__main__":

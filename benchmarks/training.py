@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from genmodels.core import Trained
 from genmodels.machine import equality_class
 from genmodels.train import Training
 from pipelines import cluster, journal
@@ -34,7 +35,9 @@ def bare(recipe: Recipe, shards: Shards) -> list[float]:
     config = numbers(recipe.train)
     stream = Stream(shards, "train", seed=config.seed)
     batches = [stream.batch(step, config.batch_size) for step in range(config.steps)]
-    training = Training(fresh(recipe, shards), config)
+    model = fresh(recipe, shards)
+    assert isinstance(model, Trained), "the loop that is timed descends"
+    training = Training(model, config)
     speeds = []
     for until in range(LOOK, config.steps + 1, LOOK):
         begun = time.perf_counter()
