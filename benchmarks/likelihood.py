@@ -156,7 +156,7 @@ def measure(family: str, data: datasets.Examples, seconds: float, threads: int, 
         "set": data.name,
         "levels": data.event.levels,
         "dims": data.event.dims,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()) + _tables(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(spent, 1),
         "images_per_s": round(seen / spent),
         "test_nats": -test.mean().item(),
@@ -169,11 +169,6 @@ def measure(family: str, data: datasets.Examples, seconds: float, threads: int, 
     if out:
         keep(model, family, data, result, out)
     return result
-
-
-def _tables(model: GenerativeModel) -> int:
-    """Numbers that an Iterated model learns into buffers."""
-    return sum(value.numel() for name, value in model.named_buffers() if name != "class_frequencies") if isinstance(model, Iterated) else 0
 
 
 def keep(model: GenerativeModel, family: str, data: datasets.Examples, result: Mapping[str, Any], out: Path) -> None:
