@@ -68,7 +68,8 @@ LEVELS: dict[str, Setting] = {
     "mixture": Setting({"components": 50}),
     "wavenet": Setting({"stacks": 2, "layers": 7}, batch=32, lr=4e-3),
 }
-"""What differs with 256 levels."""
+SOUND: dict[str, Setting] = {**LEVELS, "made": Setting({"hidden": (500,), "dropout": 0.25}, batch=128, lr=3e-3, weight_decay=0.2)}
+"""What differs with 256 levels, and with sounds."""
 
 
 def batches_of(x: Tensor, size: int, seed: int, y: Tensor | None = None) -> Callable[[int], Batch]:
@@ -145,7 +146,8 @@ def nats_of(model: Density, x: Tensor, size: int = 50) -> Tensor:
 
 def measure(family: str, data: datasets.Examples, seconds: float, threads: int, out: Path | None) -> dict[str, Any]:
     """Trains and scores one family."""
-    setting = (BINARY if data.event.levels == 2 else LEVELS).get(family, Setting({}))
+    settings = SOUND if data.event.modality == "audio" else BINARY if data.event.levels == 2 else LEVELS
+    setting = settings.get(family, Setting({}))
     model = build(family, data.event, seed=0, **setting.config)
     learn = iterate if isinstance(model, Iterated) else descend
     seen, spent = learn(model, setting, data.train, seconds, threads)
