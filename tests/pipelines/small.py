@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from genmodels import artifact, media
 from genmodels.core import Event
-from genmodels.zoo import build
+from genmodels.zoo import MODELS, build
 from pipelines import recipe as recipes
 from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Shards
@@ -21,12 +21,15 @@ from pipelines.shards import open_shards, schema
 LABELS = tuple("0123456789")
 PREPARE = {"modality": "image", "height": 8, "width": 8, "channels": 1, "levels": 17, "fit": "crop"}
 
+PICTURES = {"source": "digits", "image": {"height": 8, "width": 8, "levels": 17}}
+SOUNDS = {"source": "tones", "audio": {"sample_rate": 4000, "seconds": 0.1}}
+
 
 def recipe(root: Path, *changes: str, name: str = "small", family: str = "gated_pixelcnn", **model: Any) -> Recipe:
     values = {
         "name": name,
         "storage": str(root),
-        "data": {"source": "digits", "image": {"height": 8, "width": 8, "levels": 17}},
+        "data": PICTURES if "image" in MODELS[family].modalities else SOUNDS,
         "model": {"family": family, **model},
         "train": {"steps": 4},
         "evaluate": {"samples": 20, "generated": 32},
