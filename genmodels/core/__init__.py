@@ -5,7 +5,7 @@ A family's class header tells the reader everything: `class GatedPixelCNN(Traine
 
 from collections.abc import Mapping
 
-from genmodels.core.autoregressive import Autoregressive, Drawing
+from genmodels.core.autoregressive import Autoregressive
 from genmodels.core.capabilities import (
     Bounded,
     Classifies,
@@ -17,6 +17,7 @@ from genmodels.core.capabilities import (
     Energy,
     Progressive,
 )
+from genmodels.core.drawing import Drawing
 from genmodels.core.event import Batch, Event
 from genmodels.core.model import BLOCK, GenerativeModel, Iterated, Metrics, Objective, Optimizer, Tempered, Trained, blocks
 

@@ -5,41 +5,20 @@ A family writes its conditionals twice: all at once, teacher-forced (`conditiona
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from genmodels.core import completion
 from genmodels.core.capabilities import Classifies, Completes, Completion, Progressive
+from genmodels.core.completion import Given
+from genmodels.core.drawing import Drawing, Place, copied
 from genmodels.core.event import Batch
-from genmodels.core.model import Metrics, Tempered, blocks
-from genmodels.noise import Noise, categorical, derive
+from genmodels.core.model import Metrics, Tempered
+from genmodels.noise import Noise, categorical
 
 LN2 = 0.6931471805599453
-
-
-@dataclass
-class Drawing:
-    """Examples half drawn. Nobody but its owner holds it; advance makes a new one."""
-
-    memory: Any
-    """What the family keeps of the values taken so far."""
-    order: Tensor
-    """(D,) int64, or (B, D) where rows have orders of their own: the places of the flattened event as they are visited."""
-    uniforms: Tensor
-    """(B, D) float32 by place: the randomness of every value."""
-    temperature: Tensor
-    """(B, 1) float32."""
-    x: Tensor
-    """(B, D) uint8 levels by place, 0 where nothing is drawn yet."""
-    log_weight: Tensor
-    """(B,) float64 nats: the probability of the values that were given, each given all before it."""
-    given: Tensor | None = None
-    """(B, D) int64 levels by place."""
-    known: Tensor | None = None
-    """(B, D) bool by place: where `given` is to be taken in place of a draw."""
-    step: int = 0
 
 
 class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
@@ -159,7 +138,7 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
     @final
     @torch.no_grad()
     def advance(self, state: Drawing, k: int) -> Drawing:
-        state = _copy(state)
+        state = copied(state)
         for _ in range(min(k, self.steps - state.step)):
             self._step(state)
         return state
@@ -172,11 +151,11 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
     @torch.no_grad()
     def next_logits(self, state: Drawing) -> Tensor:
         """(B, K) logits of the next value, from what is kept."""
-        return self.predict(_copy(state.memory))
+        return self.predict(copied(state.memory))
 
     def _step(self, state: Drawing) -> None:
         logits = self.predict(state.memory)
-        place = _Place(state.order, state.step)
+        place = Place(state.order, state.step)
         level = categorical(logits / state.temperature, place.of(state.uniforms))
         if state.known is not None and state.given is not None:
             known, given = place.of(state.known), place.of(state.given)
@@ -211,18 +190,7 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         labels = None if y is None else self.condition(y, n)
         if labels is None and self.event.classes == 0:
             self.condition(y, n)
-        seen = _along(self.arranged(noise, known.reshape(n, -1)), known.reshape(n, -1))
-        if bool((seen[:, 1:] <= seen[:, :-1]).all()) and not (self.averages_orders and bool(known.any())):
-            drawn = [
-                self._continued(noise.pick(rows), x[rows], known[rows], _rows(labels, rows), _rows(c, rows), temperature)[:count]
-                for rows, count in blocks(n)
-            ]
-            return Completion(x=torch.cat(drawn), method="ancestral: the known values come first in the model's order", exact=True)
-        if temperature != 1:
-            raise ValueError(
-                f"temperature {temperature:g} for values that are not first in the model's order: importance weights need temperature 1"
-            )
-        return self._resampled(noise, x, known, labels, c, particles)
+        return completion.complete(self, Given(noise, x, known, labels, c), temperature=temperature, particles=particles)
 
     def _given_to_complete(self, x: Tensor, c: Tensor | None) -> Tensor | None:
         if c is None and self.event.condition is not None:
@@ -236,87 +204,9 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
             )
         return known.to(self.device).expand(len(x), *self.event.shape)
 
-    def _continued(self, noise: Noise, x: Tensor, known: Tensor, y: Tensor | None, c: Tensor | None, temperature: float) -> Tensor:
-        """One block whose known values come first; a label nobody gave is drawn from p(y | known)."""
-        warmth = torch.full((len(noise),), float(temperature), device=self.device)
-        if y is None and self.event.classes:
-            prefix = int(known.flatten(1).sum(1).max())
-            ones, weights = torch.ones_like(warmth), []
-            for label in range(self.event.classes):
-                state = self.begin(noise, y=torch.full_like(noise.position, label), c=c, temperature=ones, x=x, known=known)
-                weights.append(self.advance(state, prefix).log_weight + self.class_frequencies[label].log())
-            y = categorical(torch.stack(weights, dim=-1), noise.uniform("label"))
-        state = self.begin(noise, y=y, c=c, temperature=warmth, x=x, known=known)
-        return self.read(self.advance(state, self.steps))
-
-    def _resampled(self, noise: Noise, x: Tensor, known: Tensor, y: Tensor | None, c: Tensor | None, particles: int) -> Completion:
-        chosen, ess = [], []
-        for row, index in enumerate(noise.position.tolist()):
-            swarm = Noise(derive("particles", noise.seeds[row], index), position=range(particles)).to(self.device)
-            labels = y[row].expand(particles) if y is not None else self.drawn_labels(swarm) if self.event.classes else None
-            drawn, weights = [], []
-            for rows, count in blocks(particles):
-                spread = torch.full_like(rows, row)
-                state = self.begin(
-                    swarm.pick(rows),
-                    y=_rows(labels, rows),
-                    c=_rows(c, spread),
-                    temperature=torch.ones(len(rows), device=self.device),
-                    x=x[spread],
-                    known=known[spread],
-                )
-                state = self.advance(state, self.steps)
-                drawn.append(self.read(state)[:count])
-                weights.append(state.log_weight[:count])
-            weight = torch.softmax(torch.cat(weights), dim=0)
-            pick = categorical(weight.log()[None], noise.uniform("particle")[row : row + 1])
-            chosen.append(torch.cat(drawn)[pick])
-            ess.append(1 / weight.square().sum())
-        return Completion(
-            x=torch.cat(chosen), method=f"importance resampling of {particles} draws", exact=False, ess=torch.stack(ess).float()
-        )
-
-
-class _Place:
-    """Where in the flattened event the next value lies: one place for all rows, or one a row."""
-
-    def __init__(self, order: Tensor, step: int) -> None:
-        self._one = int(order[step]) if order.ndim == 1 else None
-        self._each = None if order.ndim == 1 else order[:, step, None]
-
-    def of(self, table: Tensor) -> Tensor:
-        """(B, D) -> (B,)."""
-        return table[:, self._one] if self._each is None else table.gather(1, self._each)[:, 0]
-
-    def put(self, table: Tensor, value: Tensor) -> None:
-        if self._each is None:
-            table[:, self._one] = value.to(table.dtype)
-        else:
-            table.scatter_(1, self._each, value.to(table.dtype)[:, None])
-
-
-def _along(order: Tensor, table: Tensor) -> Tensor:
-    """(B, D) by place -> (B, D) by step."""
-    return table[:, order] if order.ndim == 1 else table.gather(1, order)
-
-
-def _rows(column: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if column is None else column[rows]
-
 
 def _valid(nats: Tensor, length: Tensor | None) -> Tensor:
     """Zero in place of what lies behind each row's length; nats (B, T)."""
     if length is None:
         return nats
     return nats * (torch.arange(nats.shape[1], device=nats.device) < length.to(nats.device)[:, None])
-
-
-def _copy(value: Any) -> Any:
-    """A copy that shares nothing that is written to: tensors, lists and plain dataclasses are copied, frozen dataclasses are shared."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type) and not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return replace(value, **{each.name: _copy(getattr(value, each.name)) for each in fields(value)})
-    return value

@@ -87,7 +87,8 @@ class Decodes(GenerativeModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """x (B, *shape) levels, the known part untouched; how it was filled in, whether exactly, and the effective sample size if weighted."""
+    """x (B, *shape) levels, the known part untouched; how it was filled in, and whether every row exactly; ess (B,): effective sample size of the
+    rows that were weighted, NaN of those that were not."""
 
     x: Tensor
     method: str

@@ -251,6 +251,24 @@ def test_a_temperature_is_a_power_of_the_first_value_s_probabilities(family: str
         assert g_test(torch.bincount(drawn, minlength=kind.levels).numpy(), (p ** (1 / temperature)).numpy()) > 1e-4
 
 
+@pytest.mark.parametrize("family", ["fvbn", "made", "pixelcnn"])
+def test_a_completion_does_not_depend_on_its_neighbours_masks(family: str) -> None:
+    """A row whose known values come first is continued exactly beside one whose known values do not."""
+    event = COUNTABLE["binary"]
+    model, x = shaken(family, event, **TINY.get(family, {})), examples(event, 2)
+    assert isinstance(model, Autoregressive)
+    known = torch.zeros(2, event.dims, dtype=torch.bool)
+    known[0, model.order[:3]] = True
+    known[1, model.order[3:6]] = True
+    masks = known.reshape(2, *event.shape)
+    both = model.complete(x, masks, seed=4)
+    alone = [model.complete(x[i : i + 1], masks[i], seed=4, first=i) for i in range(2)]
+    assert [one.exact for one in alone] == [True, False] and not both.exact
+    assert both.ess is not None and alone[1].ess is not None
+    assert both.ess[0].isnan() and both.ess[1] == alone[1].ess[0]
+    assert all(torch.equal(both.x[i], one.x[0]) for i, one in enumerate(alone))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mask_of_another_shape_is_refused(family: str) -> None:
     event = next(event for event in EVENTS.values() if event.modality in MODELS[family].modalities)

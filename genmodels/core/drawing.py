@@ -1,0 +1,63 @@
+"""An example half drawn, value by value: the state of every autoregressive sampler."""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Drawing:
+    """Examples half drawn. Nobody but its owner holds it; advance makes a new one."""
+
+    memory: Any
+    """What the family keeps of the values taken so far."""
+    order: Tensor
+    """(D,) int64, or (B, D) where rows have orders of their own: the places of the flattened event as they are visited."""
+    uniforms: Tensor
+    """(B, D) float32 by place: the randomness of every value."""
+    temperature: Tensor
+    """(B, 1) float32."""
+    x: Tensor
+    """(B, D) uint8 levels by place, 0 where nothing is drawn yet."""
+    log_weight: Tensor
+    """(B,) float64 nats: the probability of the values that were given, each given all before it."""
+    given: Tensor | None = None
+    """(B, D) int64 levels by place."""
+    known: Tensor | None = None
+    """(B, D) bool by place: where `given` is to be taken in place of a draw."""
+    step: int = 0
+
+
+class Place:
+    """Where in the flattened event the next value lies: one place for all rows, or one a row."""
+
+    def __init__(self, order: Tensor, step: int) -> None:
+        self._one = int(order[step]) if order.ndim == 1 else None
+        self._each = None if order.ndim == 1 else order[:, step, None]
+
+    def of(self, table: Tensor) -> Tensor:
+        """(B, D) -> (B,)."""
+        return table[:, self._one] if self._each is None else table.gather(1, self._each)[:, 0]
+
+    def put(self, table: Tensor, value: Tensor) -> None:
+        if self._each is None:
+            table[:, self._one] = value.to(table.dtype)
+        else:
+            table.scatter_(1, self._each, value.to(table.dtype)[:, None])
+
+
+def along(order: Tensor, table: Tensor) -> Tensor:
+    """(B, D) by place -> (B, D) by step."""
+    return table[:, order] if order.ndim == 1 else table.gather(1, order)
+
+
+def copied(value: Any) -> Any:
+    """A copy that shares nothing that is written to: tensors, lists and plain dataclasses are copied, frozen dataclasses are shared."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [copied(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type) and not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return replace(value, **{each.name: copied(getattr(value, each.name)) for each in fields(value)})
+    return value
