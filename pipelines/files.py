@@ -1,4 +1,4 @@
-"""Files to the examples of a model and back, nothing lost between: sounds whole, rows of an array, names that do not collide."""
+"""Files to the levels of a model and back: pictures and sounds of the model's own size and rate, sounds whole, names that do not collide."""
 
 import io
 import itertools
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from genmodels import media
@@ -43,7 +44,7 @@ class Examples:
 
 
 def read(files: Sequence[Path], said: Artifact) -> Examples:
-    """Decodes files by the model's own settings. Raises Failed naming the first that cannot be read."""
+    """Decodes files by the model's own settings. Raises Failed naming the first that cannot be read, or would not come back the same size."""
     parts: list[Levels] = []
     lengths: list[int] = []
     for file in files:
@@ -102,9 +103,25 @@ def _decoded(data: bytes, said: Artifact) -> tuple[Levels, list[int]]:
     if not said.prepare:
         raise ValueError(f"this model has no settings to decode an {said.event.modality} by; compress levels with genmodels.coding")
     if said.event.modality == "image":
-        return media.levels_from_image(data, said.prepare)[None], []
+        levels = media.levels_from_image(data, said.prepare)
+        _check_size(data, said.event)
+        return levels[None], []
     windows = media.levels_from_sound(data, {**said.prepare, "window": "all", "hop": None})
+    if (rate := media.sound_rate(data)) != said.event.sample_rate:
+        raise ValueError(f"a sound of {rate} Hz; this model's have {said.event.sample_rate} Hz, and resampling would lose what is in it")
     return np.stack([levels for levels, _ in windows]), [length for _, length in windows]
+
+
+def _check_size(data: bytes, event: Event) -> None:
+    """Raises ValueError for a picture that would be cut or scaled to the model's size: that does not come back."""
+    channels, height, width = event.shape
+    with Image.open(io.BytesIO(data)) as file:
+        upright = ImageOps.exif_transpose(file)
+    if upright.size != (width, height):
+        found = f"{upright.width} x {upright.height}"
+        raise ValueError(f"a picture of {found} pixels; this model's have {width} x {height}, and resizing would lose what is in it")
+    if channels == 1 and len({band.tobytes() for band in upright.convert("RGB").split()}) > 1:
+        raise ValueError("a picture in colour; this model's are grey, and its colours would be lost")
 
 
 def _rows(data: bytes, event: Event) -> Levels:

@@ -66,12 +66,12 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Three pictures, two of one name, none of the model's size."""
+    """Three pictures, two of one name."""
     draw = np.random.default_rng(0)
     files = [folder / "a" / "one.png", folder / "b" / "one.jpg", folder / "two.bmp"]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (11, 13), dtype=np.uint8)).save(file)
+        Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
     return files
 
 
@@ -104,20 +104,23 @@ def test_a_given_label_is_coded(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_sounds_come_back_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """However the model was trained on windows, every step of a sound is kept, and no silence is added."""
     model, draw = saved(tmp_path / "model", "wavenet", SOUNDS), np.random.default_rng(0)
-    files = [tmp_path / name for name in ("long.wav", "short.flac", "other rate.wav")]
-    for file, (steps, rate) in zip(files, [(450, 4000), (37, 4000), (500, 8000)], strict=True):
+    files = [tmp_path / name for name in ("long.wav", "short.flac", "longer name.wav")]
+    for file, (steps, rate) in zip(files, [(450, 4000), (37, 4000), (250, 4000)], strict=True):
         soundfile.write(file, draw.uniform(-1, 1, steps), rate)
     done = command(capsys, "compress", model, *files, "-o", tmp_path / "out.gmz")
     assert done["examples"] == 3 + 1 + 2 and any(name.startswith("FLAC") for name in done["codecs"])
     assert done["codecs"]["plain levels"]["bytes"] == 450 + 37 + 250
     assert done["bits_per_dim"] <= 1.01 * done["model_bits_per_dim"] + 64 / 737
     back = command(capsys, "decompress", model, tmp_path / "out.gmz", "-o", tmp_path / "back")
-    assert back["files"] == ["long.wav", "short.wav", "other rate.wav"] and back["labels"] is None
+    assert back["files"] == ["long.wav", "short.wav", "longer name.wav"] and back["labels"] is None
     whole = {**PREPARE["audio"], "window": "all", "hop": None}
     for name, file in zip(back["files"], files, strict=True):
         ours, theirs = (media.levels_from_sound(path.read_bytes(), whole) for path in (tmp_path / "back" / name, file))
         assert [length for _, length in ours] == [length for _, length in theirs]
         assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True))
+    soundfile.write(tmp_path / "fast.wav", draw.uniform(-1, 1, 500), 8000)
+    said = complaint(capsys, "compress", model, tmp_path / "fast.wav", "-o", tmp_path / "fast.gmz")
+    assert "fast.wav: a sound of 8000 Hz; this model's have 4000 Hz" in said and not (tmp_path / "fast.gmz").exists()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,12 @@ def test_what_cannot_be_compressed_is_one_line_and_no_file(tmp_path: Path, capsy
     assert "VAE" in complaint(capsys, "compress", vae, *files, "-o", out)
     assert "broken.png" in complaint(capsys, "compress", model, *files, tmp_path / "broken.png", "-o", out)
     assert "none.png" in complaint(capsys, "compress", model, tmp_path / "none.png", "-o", out)
+    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "red.png")
+    assert "wide.png: a picture of 9 x 8 pixels; this model's have 8 x 8" in complaint(
+        capsys, "compress", model, *files, tmp_path / "wide.png", "-o", out
+    )
+    assert "red.png: a picture in colour" in complaint(capsys, "compress", model, tmp_path / "red.png", "-o", out)
     assert "'bee'" in complaint(capsys, "compress", model, *files, "-o", out, "--label", "bea")
     assert "0 to 2" in complaint(capsys, "compress", model, *files, "-o", out, "--label", "3")
     assert "one of the files" in complaint(capsys, "compress", model, *files, "-o", files[0])
