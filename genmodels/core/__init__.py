@@ -17,7 +17,7 @@ from genmodels.core.capabilities import (
     Energy,
     Progressive,
 )
-from genmodels.core.drawing import Drawing
+from genmodels.core.drawing import Drawing, Eager, Fused, Sampler, copied
 from genmodels.core.event import Batch, Event
 from genmodels.core.model import BLOCK, GenerativeModel, Iterated, Metrics, Objective, Optimizer, Tempered, Trained, blocks
 
@@ -33,19 +33,23 @@ __all__ = [
     "Decodes",
     "Density",
     "Drawing",
+    "Eager",
     "Encodes",
     "Energy",
     "Event",
+    "Fused",
     "GenerativeModel",
     "Iterated",
     "Metrics",
     "Objective",
     "Optimizer",
     "Progressive",
+    "Sampler",
     "Tempered",
     "Trained",
     "blocks",
     "capabilities",
+    "copied",
 ]
 
 CAPABILITIES: Mapping[str, type[GenerativeModel]] = {

@@ -5,6 +5,7 @@ A family writes its conditionals twice: all at once, teacher-forced (`conditiona
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -13,18 +14,24 @@ from torch import Tensor
 from genmodels.core import completion
 from genmodels.core.capabilities import Classifies, Completes, Completion, Progressive
 from genmodels.core.completion import Given
-from genmodels.core.drawing import Drawing, Place, copied
+from genmodels.core.drawing import Drawing, Eager, Fused, Place, Sampler, copied
 from genmodels.core.event import Batch
 from genmodels.core.model import Metrics, Tempered
 from genmodels.noise import Noise, categorical
 
 LN2 = 0.6931471805599453
 
+TOGETHER = 1024
+"""Rows drawn at once by a sampler that gives each the same bytes in any company."""
+
 
 class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
     """p(x) = prod_t p(x_o(t) | x_o(1), ..., x_o(t-1)) for an order o of the values: one conditional over the K levels a step."""
 
     temperature_scales = "the logits of every value"
+
+    sampler: Sampler = Eager()
+    """Who draws; zoo.build gives a model the fastest one that its machine has."""
 
     @property
     def order(self) -> Tensor:
@@ -125,7 +132,7 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         known = None if known is None else known.reshape(n, dims).to(self.device)
         order = self.arranged(noise, known)
         return Drawing(
-            memory=self.start(order, n, y=y, c=c),
+            memory=self.sampler.begin(self, order, n, y=y, c=c) or self.start(order, n, y=y, c=c),
             order=order,
             uniforms=noise.uniform("levels", (dims,)),
             temperature=temperature[:, None],
@@ -136,11 +143,13 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         )
 
     @final
-    @torch.no_grad()
     def advance(self, state: Drawing, k: int) -> Drawing:
-        state = copied(state)
-        for _ in range(min(k, self.steps - state.step)):
-            self._step(state)
+        if isinstance(state.memory, Fused):
+            state.memory.advance(state, k)
+            return state
+        with torch.no_grad():
+            for _ in range(min(k, self.steps - state.step)):
+                self._step(state)
         return state
 
     @final
@@ -151,7 +160,18 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
     @torch.no_grad()
     def next_logits(self, state: Drawing) -> Tensor:
         """(B, K) logits of the next value, from what is kept."""
-        return self.predict(copied(state.memory))
+        state = copied(state)
+        if not isinstance(state.memory, Fused):
+            return self.predict(state.memory)
+        logits = torch.empty(len(state.x), 1, self.event.levels)
+        state.memory.advance(state, 1, logits)
+        return logits[:, 0].to(self.device)
+
+    @final
+    def drawn_together(self, n: int) -> Iterator[tuple[Tensor, int]]:
+        if self.sampler.padded(self):
+            return super().drawn_together(n)
+        return ((rows, len(rows)) for rows in torch.arange(n).split(TOGETHER) if n)
 
     def _step(self, state: Drawing) -> None:
         logits = self.predict(state.memory)

@@ -119,7 +119,10 @@ class Completes(GenerativeModel):
 
 
 class Progressive(GenerativeModel, Generic[State]):
-    """Draws an example step by step; the caller owns the state, and the bytes do not depend on how the steps are grouped."""
+    """Draws an example step by step; the caller owns the state, and the bytes do not depend on how the steps are grouped.
+
+    Streaming, cancelling and going on later are loops around `advance`; `copied` of a state is one that may be gone on from twice.
+    """
 
     @property
     @abstractmethod
@@ -132,7 +135,7 @@ class Progressive(GenerativeModel, Generic[State]):
 
     @abstractmethod
     def advance(self, state: State, k: int) -> State:
-        """Draws k more steps, or as many as are left."""
+        """Draws k more steps, or as many as are left; writes to the state and returns it."""
 
     @abstractmethod
     def read(self, state: State) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from genmodels.core.capabilities import Completion
 from genmodels.core.drawing import Drawing, along
-from genmodels.core.model import blocks
 from genmodels.noise import Noise, categorical, derive
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def complete(model: "Autoregressive", given: Given, *, temperature: float, parti
         )
     drawn, ess = torch.empty_like(given.x), torch.full((len(first),), torch.nan, device=given.x.device)
     exact = first.nonzero()[:, 0]
-    for rows, count in blocks(len(exact)):
+    for rows, count in model.drawn_together(len(exact)):
         drawn[exact[rows][:count]] = _continued(model, given.pick(exact[rows]), temperature)[:count]
     for row in (~first).nonzero()[:, 0]:
         drawn[row], ess[row] = _resampled(model, given.pick(row[None]), particles)
@@ -80,7 +79,7 @@ def _resampled(model: "Autoregressive", given: Given, particles: int) -> tuple[T
     swarm = Noise(seed, position=range(particles)).to(given.x.device)
     labels = model.drawn_labels(swarm) if given.y is None and model.event.classes else None
     drawn, weights = [], []
-    for rows, count in blocks(particles):
+    for rows, count in model.drawn_together(particles):
         part = given.pick(torch.zeros_like(rows), noise=swarm.pick(rows), y=None if labels is None else labels[rows])
         state = model.advance(_begin(model, part, part.y, torch.ones(len(rows), device=given.x.device)), model.steps)
         drawn.append(model.read(state)[:count])

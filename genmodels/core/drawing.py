@@ -1,17 +1,21 @@
-"""An example half drawn, value by value: the state of every autoregressive sampler."""
+"""An example half drawn, value by value: the state of every autoregressive sampler, and who advances it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from genmodels.core.autoregressive import Autoregressive
 
 
 @dataclass
 class Drawing:
-    """Examples half drawn. Nobody but its owner holds it; advance makes a new one."""
+    """Examples half drawn. Nobody but its owner holds it; advance writes to it, and `copied` makes one that may go another way."""
 
     memory: Any
-    """What the family keeps of the values taken so far."""
+    """What the family keeps of the values taken so far: its own, or a Fused one."""
     order: Tensor
     """(D,) int64, or (B, D) where rows have orders of their own: the places of the flattened event as they are visited."""
     uniforms: Tensor
@@ -27,6 +31,44 @@ class Drawing:
     known: Tensor | None = None
     """(B, D) bool by place: where `given` is to be taken in place of a draw."""
     step: int = 0
+
+
+class Fused(ABC):
+    """The memory of a sampler that draws many steps in one call, in place of a family's own predict and take."""
+
+    @abstractmethod
+    def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
+        """Draws k more steps of every row, at most as many as are left, and counts them in state.step. logits (B, k, K) float32 is filled in, where
+        given, with those of each step before the temperature. Raises ValueError where one of them is not finite."""
+
+
+class Sampler(ABC):
+    """Who draws a model's values. Samplers of one equality class give the same bytes; a model has one, and begins with the eager one."""
+
+    @abstractmethod
+    def begin(self, model: "Autoregressive", order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Fused | None:
+        """The memory of n rows before the first step; None: the family's own, advanced eagerly. Arguments as Autoregressive.start."""
+
+    @abstractmethod
+    def padded(self, model: "Autoregressive") -> bool:
+        """Whether the last bit of a row may change with the size of its batch, so that rows must be drawn in blocks of one size."""
+
+    @abstractmethod
+    def backend(self, model: "Autoregressive") -> str:
+        """The name of its equality class: eager, native-f32, ..."""
+
+
+class Eager(Sampler):
+    """One step of torch's own operations after the other, keeping activations."""
+
+    def begin(self, model: "Autoregressive", order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> None:
+        return None
+
+    def padded(self, model: "Autoregressive") -> bool:
+        return True
+
+    def backend(self, model: "Autoregressive") -> str:
+        return "eager"
 
 
 class Place:

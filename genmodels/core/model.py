@@ -115,11 +115,15 @@ class GenerativeModel(nn.Module, ABC):
                         c=None if c is None else c[rows],
                         temperature=temperature[rows],
                     )[:count]
-                    for rows, count in blocks(n)
+                    for rows, count in self.drawn_together(n)
                 ]
         finally:
             self.train(was_training)
         return torch.cat(drawn) if drawn else torch.empty(0, *self.event.shape, dtype=torch.uint8 if self.event.levels else torch.float32)
+
+    def drawn_together(self, n: int) -> Iterator[tuple[Tensor, int]]:
+        """The rows that are drawn at once, block after block, as `blocks` gives them."""
+        return blocks(n)
 
     def _asked(self, noise: Noise, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """The request's columns on the model's device, or a ValueError that says which of them this model does not take."""

@@ -25,6 +25,7 @@ from genmodels.core import (
     Tempered,
     Trained,
     capabilities,
+    copied,
 )
 from genmodels.noise import Noise
 from genmodels.zoo import MODELS, build
@@ -224,11 +225,11 @@ def test_steps_may_be_grouped_anyhow_and_states_may_be_kept(family: str, event: 
     whole = model.draw(noise, y=y, c=None, temperature=temperature)
     state = model.begin(noise, y=y, c=None, temperature=temperature)
     assert not model.read(state).any()
-    kept = state
+    kept = copied(state)
     for k in [1, 2, 5, 1, model.steps]:
-        before = model.read(state).clone()
-        kept, state = state, model.advance(state, k)
-        assert torch.equal(model.read(kept), before)  # advance leaves the given state as it was
+        before, kept = model.read(state).clone(), copied(state)
+        state = model.advance(state, k)
+        assert torch.equal(model.read(kept), before)  # advancing a state leaves its copy as it was
     assert torch.equal(model.read(state), whole)
     assert torch.equal(model.read(model.advance(kept, model.steps)), whole)  # an old state may be gone on from
     assert torch.equal(model.read(model.advance(state, 1)), whole)
