@@ -4,14 +4,13 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipelines import asking, console
-from pipelines.asking import AsJson, ModelName, Storage
+from pipelines import console, model_commands
 from pipelines.errors import Stop
+from pipelines.model_commands import AsJson, Storage
 from serve.names import unknown
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # typer keeps its copy of click private
@@ -101,40 +100,8 @@ def serve(
     deployment.serve_forever(models, storage=storage, settings=Serve(host=host, port=port, replicas=replicas))
 
 
-for command in (asking.sample, asking.complete, asking.score, asking.classify):
+for command in model_commands.ALL:
     app.command()(command)
-
-
-@app.command()
-def compress(
-    model: ModelName,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures, sounds, or .npy arrays of rows")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the compressed file")],
-    label: Annotated[str | None, typer.Option(help="a class's name or number for all; the likeliest of each where left out")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="of torch, on both sides")] = 1,
-    storage: Storage = "./runs",
-    as_json: AsJson = False,
-) -> None:
-    """Files into one, without loss, by the model's likelihood; beside PNG, FLAC and zstd."""
-    from pipelines import compress as compression
-
-    console.speak_json(as_json)
-    compression.compress(model, files, out=out, label=label, threads=threads, storage=storage)
-
-
-@app.command()
-def decompress(
-    model: ModelName,
-    file: Annotated[Path, typer.Argument(metavar="IN", help="what `compress` wrote")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="a new folder")],
-    storage: Storage = "./runs",
-    as_json: AsJson = False,
-) -> None:
-    """The files back, as PNG, WAV or .npy of the same levels; with the same model on a machine of the same equality class."""
-    from pipelines import compress as compression
-
-    console.speak_json(as_json)
-    compression.decompress(model, file, out=out, storage=storage)
 
 
 @app.command()

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from genmodels.core import Event
-from pipelines import console, given, surprise
+from pipelines import console, inputs, surprise
 from pipelines.errors import Refused
 from pipelines.storage import write_bytes
 from serve import catalogue, media_types, requests
-from serve.asked import Draw, Drawn, Filled
+from serve.messages import Draw, Drawn, Filled
 from serve.problem import Problem
 from serve.replica import Replica
 from serve.schema import ClassificationRequest, CompletionRequest, Description, Receipt, SampleRequest, ScoreRequest, Target
@@ -44,7 +44,7 @@ def sample(
     values = {"n": n, "seed": seed, "label": _label(label), "temperature": temperature, "index": first}
 
     async def work(replica: Replica, description: Description) -> list[Made]:
-        asked = requests.valid(SampleRequest, {**values, "condition": await given.condition(condition, description, replica)})
+        asked = requests.valid(SampleRequest, {**values, "condition": await inputs.condition(condition, description, replica)})
 
         async def draw(start: int, count: int) -> tuple[Draw, Drawn]:
             part = requests.draw(asked.model_copy(update={"index": start, "n": count}), description)
@@ -77,9 +77,9 @@ def complete(
 
     async def work(replica: Replica, description: Description) -> list[Made]:
         requests.check_can("completes", description)
-        known = given.known(description, mask=mask, rows=rows, seconds=seconds)
-        x, lengths = given.example(file, description, resample=False)
-        c = await given.condition(condition, description, replica)
+        known = inputs.known(description, mask=mask, rows=rows, seconds=seconds)
+        x, lengths = inputs.example(file, description, resample=False)
+        c = await inputs.condition(condition, description, replica)
         asked = requests.valid(CompletionRequest, {**values, "known": known, "condition": c})
 
         async def draw(start: int, count: int) -> tuple[Draw, Drawn]:
@@ -102,7 +102,7 @@ def score(model: str, files: Sequence[Path], *, label: str | None, out: Path | N
             raise Refused(f"--map {out}: {description.model} models rows of a table; maps are drawn of pictures and sounds")
         rows, found = [], []
         for file in files:
-            x, lengths = given.example(file, description)
+            x, lengths = inputs.example(file, description)
             weighed = await replica.score(requests.weigh(request, x, lengths, description))
             dims = sum(lengths) if lengths else x.size
             nats = float(weighed.nats.sum())
@@ -129,7 +129,7 @@ def classify(model: str, files: Sequence[Path], *, storage: str) -> None:
         requests.check_labels(description)
         rows = []
         for file in files:
-            x, lengths = given.example(file, description)
+            x, lengths = inputs.example(file, description)
             asked = requests.classify(requests.valid(ClassificationRequest, {}), x, lengths, description)
             said = await replica.classify(asked)
             names = description.labels or [str(number) for number in range(description.classes)]

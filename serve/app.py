@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from serve import documentation, examples, media_types, requests, stream
-from serve.asked import Classified, Draw, Drawn, Weigh, Weighed
 from serve.directory import Directory
 from serve.media_types import JSON, LINES
+from serve.messages import Classified, Draw, Drawn, Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import (
     Classification,

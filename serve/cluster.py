@@ -26,8 +26,8 @@ from ray.serve.handle import DeploymentHandle
 
 import genmodels
 from serve.app import build
-from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.directory import Directory
+from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import Description, Settings, Target
 

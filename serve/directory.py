@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
+from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.names import unknown
 from serve.problem import Problem
 from serve.schema import Description

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genmodels import media
-from serve.asked import Draw, Drawn, Fill, Filled
+from serve.messages import Draw, Drawn, Fill, Filled
 from serve.problem import Problem
 from serve.schema import Completed, CompletionAnswer, Description, Receipt, SampleAnswer, ValueMap
 

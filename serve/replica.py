@@ -15,9 +15,9 @@ from genmodels import artifact, machine
 from genmodels.core import Density, GenerativeModel, capabilities
 from genmodels.noise import Noise
 from serve import catalogue, requests
-from serve.asked import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.batching import Batcher
 from serve.jobs import Classifying, Completing, Job, Sampling, Scoring, ScoringValues
+from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import Description, Settings, Target
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from serve import examples, known
-from serve.asked import Draw, Examples, Fill, Weigh
+from serve import examples, mask
+from serve.messages import Draw, Examples, Fill, Weigh
 from serve.names import unknown
 from serve.problem import Problem
 from serve.schema import (
@@ -84,9 +84,9 @@ def fill(
         raise Problem(
             422, "wrong-shape", f"examples of shape {x.shape}; wanted one of shape {model.shape} (n says how many futures it gets)"
         )
-    mask = known.mask(request.known, model, length=None if lengths is None else lengths[0])
-    given = examples.levels(np.where(mask, x[0], 0).astype(x.dtype), model.event["levels"])
-    asked = Fill(**_drawn(request, model), x=given, known=mask, version=version)
+    known = mask.of(request.known, model, length=None if lengths is None else lengths[0])
+    given = examples.levels(np.where(known, x[0], 0).astype(x.dtype), model.event["levels"])
+    asked = Fill(**_drawn(request, model), x=given, known=known, version=version)
     check_fill(asked, model)
     return asked
 
@@ -125,7 +125,7 @@ def check_draw(asked: Draw, model: Description) -> None:
 def check_fill(asked: Fill, model: Description) -> None:
     check_can("completes", model)
     check_draw(asked, model)
-    known.check(asked.known, model)
+    mask.check(asked.known, model)
     examples.many(asked.x, model)
 
 

@@ -6,8 +6,8 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from serve import media_types
-from serve.asked import Draw, Drawn
 from serve.media_types import JSON, LINES
+from serve.messages import Draw, Drawn
 from serve.problem import Problem
 
 

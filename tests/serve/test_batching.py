@@ -13,9 +13,9 @@ from torch import Tensor
 from genmodels import load
 from genmodels.core import GenerativeModel
 from genmodels.noise import Noise
-from serve.asked import Draw
 from serve.batching import Batcher
 from serve.jobs import Sampling
+from serve.messages import Draw
 from serve.problem import Problem
 from serve.schema import Settings
 from tests.serve.conftest import Local, save, target

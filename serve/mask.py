@@ -12,7 +12,7 @@ _ALONG = {"image": (1, "rows"), "audio": (0, "steps"), "table": (0, "columns")}
 """By modality the axis of the event's shape that a beginning is counted along, and what it counts."""
 
 
-def mask(known: First | list[Any] | None, model: Description, *, length: int | None) -> NDArray[np.bool_]:
+def of(known: First | list[Any] | None, model: Description, *, length: int | None) -> NDArray[np.bool_]:
     """(*shape) bool. length: of a sound file, how many of its steps are sound; nothing behind them is known."""
     axis, unit = _ALONG[model.event["modality"]]
     size = model.shape[axis]

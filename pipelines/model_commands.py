@@ -1,4 +1,4 @@
-"""The commands that ask a model: sample, complete, score, classify. Each is a thin function over pipelines.query."""
+"""The commands that use one model: sample, complete, score, classify, compress, decompress. Each is a thin function over query or compress."""
 
 from pathlib import Path
 from typing import Annotated
@@ -88,3 +88,36 @@ def classify(model: ModelName, files: Files, storage: Storage = "./runs", as_jso
 
     console.speak_json(as_json)
     query.classify(model, files, storage=storage)
+
+
+def compress(
+    model: ModelName,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures, sounds, or .npy arrays of rows")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the compressed file")],
+    label: Annotated[str | None, typer.Option(help="a class's name or number for all; the likeliest of each where left out")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="of torch, on both sides")] = 1,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Files into one, without loss, by the model's likelihood; beside PNG, FLAC and zstd."""
+    from pipelines import compress as compression
+
+    console.speak_json(as_json)
+    compression.compress(model, files, out=out, label=label, threads=threads, storage=storage)
+
+
+def decompress(
+    model: ModelName,
+    file: Annotated[Path, typer.Argument(metavar="IN", help="what `compress` wrote")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="a new folder")],
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """The files back, as PNG, WAV or .npy of the same levels; with the same model on a machine of the same equality class."""
+    from pipelines import compress as compression
+
+    console.speak_json(as_json)
+    compression.decompress(model, file, out=out, storage=storage)
+
+
+ALL = (sample, complete, score, classify, compress, decompress)
