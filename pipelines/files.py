@@ -17,7 +17,7 @@ from torch import Tensor
 from genmodels import media
 from genmodels.artifact import Artifact
 from genmodels.core import Event
-from pipelines.errors import Failed
+from pipelines.errors import Failed, Refused
 
 SUFFIXES = {"image": ".png", "audio": ".wav", "table": ".npy"}
 Levels = NDArray[np.uint8]
@@ -63,10 +63,11 @@ def read(files: Sequence[Path], said: Artifact) -> Examples:
 
 
 def content(file: Path) -> bytes:
+    """Raises Refused: a file that was named on the command line and is not there is wrong use."""
     try:
         return file.read_bytes()
     except OSError as error:
-        raise Failed(f"cannot read {file}: {error.strerror}") from None
+        raise Refused(f"cannot read {file}: {error.strerror}") from None
 
 
 def write(folder: Path, examples: Examples) -> list[Path]:

@@ -12,19 +12,13 @@ from PIL import Image
 
 from genmodels import media
 from pipelines.errors import Refused
+from pipelines.files import content
 from serve import examples, media_types
 from serve.problem import Problem
 from serve.replica import Replica
 from serve.schema import Description
 
 Known = dict[str, int] | list[Any] | None
-
-
-def content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise Refused(f"cannot read {file}: {error.strerror}") from None
 
 
 def example(file: Path, model: Description, *, resample: bool = True) -> examples.Found:
