@@ -197,12 +197,13 @@ def levels_from_sound(data: bytes, settings: Settings) -> list[tuple[Levels, int
     return windows(wave, settings)
 
 
-def sound_rate(data: bytes) -> int:
-    """Hz, as an encoded sound announces it. Raises ValueError for what cannot be decoded."""
+def sound_format(data: bytes) -> tuple[int, int]:
+    """Hz and channels, as an encoded sound announces them. Raises ValueError for what cannot be decoded."""
     import soundfile
 
     try:
-        return int(soundfile.info(io.BytesIO(data)).samplerate)
+        said = soundfile.info(io.BytesIO(data))
+        return int(said.samplerate), int(said.channels)
     except Exception as error:  # libsndfile's errors
         raise ValueError(reason(error)) from None
 

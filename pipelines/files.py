@@ -108,8 +108,11 @@ def _decoded(data: bytes, said: Artifact) -> tuple[Levels, list[int]]:
         _check_size(data, said.event)
         return levels[None], []
     windows = media.levels_from_sound(data, {**said.prepare, "window": "all", "hop": None})
-    if (rate := media.sound_rate(data)) != said.event.sample_rate:
+    rate, channels = media.sound_format(data)
+    if rate != said.event.sample_rate:
         raise ValueError(f"a sound of {rate} Hz; this model's have {said.event.sample_rate} Hz, and resampling would lose what is in it")
+    if channels > 1:
+        raise ValueError(f"a sound of {channels} channels; this model's have one, and mixing them would lose what sets them apart")
     return np.stack([levels for levels, _ in windows]), [length for _, length in windows]
 
 

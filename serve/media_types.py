@@ -160,7 +160,7 @@ def decode(content: bytes, model: Description, *, resample: bool = True) -> tupl
 def _check_rate(content: bytes, model: Description) -> None:
     """A sound that is continued is not resampled: it would not be the given one any more."""
     try:
-        rate = media.sound_rate(content)
+        rate, _ = media.sound_format(content)
     except ValueError as error:
         raise Problem(422, "unreadable", f"the audio cannot be read: {error}") from None
     wanted = model.event["sample_rate"]

@@ -121,6 +121,9 @@ def test_sounds_come_back_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     soundfile.write(tmp_path / "fast.wav", draw.uniform(-1, 1, 500), 8000)
     said = complaint(capsys, "compress", model, tmp_path / "fast.wav", "-o", tmp_path / "fast.gmz")
     assert "fast.wav: a sound of 8000 Hz; this model's have 4000 Hz" in said and not (tmp_path / "fast.gmz").exists()
+    soundfile.write(tmp_path / "wide.wav", draw.uniform(-1, 1, (500, 2)), 4000)
+    said = complaint(capsys, "compress", model, tmp_path / "wide.wav", "-o", tmp_path / "wide.gmz")
+    assert "wide.wav: a sound of 2 channels; this model's have one" in said and not (tmp_path / "wide.gmz").exists()
 
 
 @pytest.mark.parametrize(
