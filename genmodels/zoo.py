@@ -3,7 +3,7 @@
 from typing import Any
 
 from genmodels import noise
-from genmodels.core import Event, GenerativeModel
+from genmodels.core import Autoregressive, Event, GenerativeModel
 from genmodels.models.bayesnet import BayesNet
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
@@ -16,6 +16,7 @@ from genmodels.models.pixelcnnpp import PixelCNNPlusPlus
 from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
 from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
+from genmodels.sampling.native import Native
 
 MODELS: dict[str, type[GenerativeModel]] = {
     "fvbn": FVBN,
@@ -44,4 +45,7 @@ def build(family: str, event: Event, *, seed: int = 0, **config: Any) -> Generat
     if stray := [key for key in config if key not in known]:
         raise ValueError(f"unknown setting {stray[0]!r} of {family}; known: {', '.join(known)}")
     with noise.initialising(seed):
-        return kind(event, kind.Config(**config))
+        model = kind(event, kind.Config(**config))
+    if isinstance(model, Autoregressive):
+        model.sampler = Native()
+    return model

@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core import Event, Objective, Optimizer, Trained
 from genmodels.nn import mel
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
 from genmodels.nn.scaling import scaled, wide
 from genmodels.noise import Noise
+from genmodels.sampling.native import Compiled
+from genmodels.sampling.packing import Packer, Plan, lanes, size
 
 Condition = Literal["none", "given", "log-mel"]
 
@@ -79,8 +81,9 @@ class Tape:
     step: int = 0
 
 
-class WaveNet(Trained, Autoregressive):
+class WaveNet(Trained, Compiled):
     modalities = frozenset({"audio"})
+    compiled = "wavenet"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -214,7 +217,7 @@ class WaveNet(Trained, Autoregressive):
         layers = self._layers()
         residuals = [layer.residual for layer in layers if layer.residual is not None]
         return Weights(
-            taps=[layer.taps.weight.movedim(2, 1).flatten(1) for layer in layers],
+            taps=[_taps(layer) for layer in layers],
             biases=biases,
             residuals=[_matrix(residual) for residual in residuals],
             skip=(
@@ -224,6 +227,30 @@ class WaveNet(Trained, Autoregressive):
             hidden=_matrix(self.hidden),
             out=_matrix(self.out),
         )
+
+    def packed(self, packer: Packer) -> Plan:
+        config, layers, local = self.config, self._layers(), self.event.condition
+        residual, skip = size(config.residual), size(config.skip)
+        frames, hop = (1 if local is None else local.shape[2]), config.hop if config.condition == "log-mel" else 0
+        packer.numbers(self.event.levels, self.steps, residual, skip, len(layers), config.kernel, frames, hop)
+        packer.integers(config.dilations)
+        packer.floats(lanes(self.levels.weight, 1))
+        for layer in layers:
+            packer.matrix(_taps(layer), outs=[config.residual] * 2, ins=[config.residual] * config.kernel)
+        for layer in layers:
+            into = [layer.skip.weight[..., 0], *([] if layer.residual is None else [layer.residual.weight[..., 0]])]
+            packer.matrix(torch.cat(into), outs=[len(weight) for weight in into])
+        residuals = [lanes(_matrix(layer.residual)[1][:, 0], 0) for layer in layers if layer.residual is not None]
+        packer.floats(torch.stack(residuals) if residuals else torch.zeros(0))
+        packer.floats(lanes(torch.stack([_column(layer.skip)[:, 0] for layer in layers]).sum(0), 0))
+        for head in (self.hidden, self.out):
+            packer.matrix(head.weight[..., 0], head.bias)
+        return packer.plan(self.compiled, state=sum(layer.memory for layer in layers) * residual)
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        rows = 1 if y is None and c is None else n
+        biases = torch.stack([torch.stack(frame) for frame in self._biases(rows, y, c)])  # (frames, layers, 2 residual, rows)
+        return lanes(biases, 2, [self.config.residual] * 2).movedim(3, 0).flatten(1)
 
     def _layers(self) -> list[DilatedLayer]:
         return list(self.layers)  # type: ignore[arg-type]
@@ -248,6 +275,11 @@ def _waves(levels: int, features: int) -> Tensor:
     """(levels, features) of unit variance: sines of the level with 0.15 to 4 periods over the whole range and random phases."""
     cycles, phase = torch.linspace(0.15, 4, features), torch.rand(features)
     return 2**0.5 * torch.sin(2 * math.pi * (torch.linspace(0, 1, levels)[:, None] * cycles + phase))
+
+
+def _taps(layer: DilatedLayer) -> Tensor:
+    """(2 residual, kernel residual), the oldest tap first."""
+    return layer.taps.weight.movedim(2, 1).flatten(1)
 
 
 def _column(layer: nn.Conv1d) -> Tensor:

@@ -15,5 +15,5 @@ class ClassBias(nn.Module):
         """x (B, features, ...), y (B,) int64, -1 unlabelled, or None -> x with each row's vector added; untouched where there is no label."""
         if self.weight is None or y is None:
             return x
-        vectors = self.weight[y.clamp(min=0)] * (y >= 0).to(x.dtype)[:, None]
+        vectors = self.weight.to(x.dtype)[y.clamp(min=0)] * (y >= 0).to(x.dtype)[:, None]
         return x + vectors.reshape(*vectors.shape, *[1] * (x.ndim - 2))

@@ -15,7 +15,9 @@ class ChannelHeads(nn.ModuleList):
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         """h (B, features, H, W), z (B, C, H, W) scaled levels -> (B, C, H, W, K) logits."""
-        return torch.stack([self[c](torch.cat([h, z[:, :c]], dim=1)) for c in range(len(self))], dim=1).movedim(2, -1)
+        # Nothing is appended for R, and in autocast's width: torch.cat would copy h, and widen it.
+        each = [self[c](torch.cat([h, z[:, :c].to(h.dtype)], dim=1) if c else h) for c in range(len(self))]
+        return torch.stack([logits.movedim(1, -1) for logits in each], dim=1)
 
     def one(self, h: Tensor, earlier: Tensor) -> Tensor:
         """h (B, features, 1, 1), earlier (B, c) scaled levels of the channels before -> (B, K) logits of channel c."""

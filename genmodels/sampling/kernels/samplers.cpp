@@ -1,0 +1,81 @@
+// The samplers behind a plain C interface. Built several times, once for each instruction set; see library.py for who chooses.
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "wavenet.h"
+
+namespace genmodels {
+namespace {
+
+// k steps, or as many as are left, of rows that are drawn together. -1, or the index of a row with a logit that is not finite.
+template <class Kernel>
+int64_t run(Plan plan, Row* rows, int64_t n, int64_t k) {
+  Kernel kernel(plan, n);
+  std::vector<Row*> live;
+  for (int64_t at = 0; at < k; at++) {
+    live.clear();
+    for (int64_t r = 0; r < n; r++)
+      if (rows[r].step < kernel.steps()) live.push_back(rows + r);
+    if (live.empty()) return -1;
+    const int64_t bad = kernel.step(live.data(), static_cast<int64_t>(live.size()), at);
+    if (bad >= 0) return live[bad] - rows;
+  }
+  return -1;
+}
+
+// Rows split over threads, and in each into groups small enough for its caches; no row sees another.
+template <class Kernel>
+int64_t advance(const int64_t* numbers, const void* const* tensors, Row* rows, int64_t n, int64_t k, int64_t threads) {
+  const Plan plan(numbers, tensors);
+  const int64_t share = (n + std::max<int64_t>(threads, 1) - 1) / std::max<int64_t>(threads, 1);
+  std::atomic<int64_t> bad{-1};
+  const auto work = [&](int64_t begin, int64_t end) {
+    try {
+      for (int64_t r = begin; r < end; r += Kernel::kTogether) {
+        const int64_t found = run<Kernel>(plan, rows + r, std::min(end - r, Kernel::kTogether), k);
+        if (found >= 0) bad = r + found;
+      }
+    } catch (const std::bad_alloc&) {
+      bad = -2;
+    }
+  };
+  std::vector<std::thread> others;
+  for (int64_t begin = share; begin < n; begin += share) others.emplace_back(work, begin, std::min(n, begin + share));
+  work(0, std::min(share, n));
+  for (std::thread& other : others) other.join();
+  return bad;
+}
+
+}  // namespace
+}  // namespace genmodels
+
+#define GENMODELS_SAMPLER(name, Kernel)                                                                                              \
+  extern "C" int64_t genmodels_##name(const int64_t* numbers, const void* const* tensors, genmodels::Row* rows, int64_t n, int64_t k, \
+                                      int64_t threads) {                                                                             \
+    return genmodels::advance<Kernel>(numbers, tensors, rows, n, k, threads);                                                        \
+  }
+
+GENMODELS_SAMPLER(wavenet_f32, genmodels::WaveNet<genmodels::F32>)
+
+#if defined(__AVX512BF16__)
+GENMODELS_SAMPLER(wavenet_bf16, genmodels::WaveNet<genmodels::Bf16>)
+#endif
+
+// Raised with every change of Row or of what a plan holds: a library of another version is not used.
+extern "C" int64_t genmodels_abi() { return 1; }
+
+// Which of the copies, counted as library.py does, is the last one that this processor can run.
+extern "C" int64_t genmodels_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vl"))
+    return 1;
+  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,176 @@
+"""The compiled samplers as a model's Sampler: k steps of all rows in one call of C++, without Python's lock."""
+
+import ctypes
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genmodels.core import Autoregressive, Drawing, Fused, Sampler
+from genmodels.sampling import library
+from genmodels.sampling.packing import Packer, Plan, Precision, address
+
+ROW = np.dtype(
+    [("step", "i8")]
+    + [(name, "u8") for name in ("state", "told", "uniforms", "order", "x", "given", "known", "log_weight", "logits")]
+    + [("temperature", "f8")]
+)
+"""Row of kernels/draw.h: the next step, and where in memory everything of an example lies."""
+
+
+class Compiled(Autoregressive):
+    """Has a compiled sampler."""
+
+    compiled: ClassVar[str]
+    """The name of its kernel in the library."""
+
+    @abstractmethod
+    def packed(self, packer: Packer) -> Plan:
+        """The model for its kernel, which states what it reads. Raises ValueError for a weight that is not finite."""
+
+    @abstractmethod
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        """(n, floats), or (1, floats) where all rows are told the same: what biases, label and condition add, as the kernel lays it out."""
+
+
+@dataclass(frozen=True)
+class Native(Sampler):
+    """Draws by a compiled copy where there is one and the model has a kernel, weights of float32 and a place on the processor; else eagerly.
+
+    precision of the weights: f32, or bf16 where the processor has it. threads: None as torch's. copy: None for the machine's best.
+    """
+
+    precision: Precision = "f32"
+    threads: int | None = None
+    copy: str | None = None
+
+    def begin(self, model: Autoregressive, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> "NativeMemory | None":
+        function = self._function(model)
+        if function is None or not isinstance(model, Compiled):
+            return None
+        plan = _plans(model).of(model, self.precision)
+        told = model.told(n, y=y, c=c).detach().to(torch.float32).contiguous()
+        fixed = Fixed(function=function, plan=plan, told=told, threads=self.threads)
+        return NativeMemory(fixed=fixed, kept=torch.zeros(n, plan.state))
+
+    def padded(self, model: Autoregressive) -> bool:
+        return self._function(model) is None
+
+    def backend(self, model: Autoregressive) -> str:
+        if self._function(model) is None:
+            return "eager"
+        return "native-portable" if self._copy() == "portable" else f"native-{self.precision}"
+
+    def _copy(self) -> str | None:
+        return self.copy or library.chosen()
+
+    def _function(self, model: Autoregressive) -> Callable[..., int] | None:
+        weights = next(model.parameters())
+        copy = self._copy()
+        if not isinstance(model, Compiled) or copy is None or weights.device.type != "cpu" or weights.dtype != torch.float32:
+            return None
+        function = getattr(library.load(copy), f"genmodels_{model.compiled}_{self.precision}", None)
+        if function is None and self.precision == "bf16":
+            raise ValueError(f"precision bf16 of a sampler; this machine's copy {copy} has none: leave it at f32")
+        return function
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What no step changes, shared by copies of a state."""
+
+    function: Callable[..., int]
+    plan: Plan
+    told: Tensor
+    threads: int | None
+
+
+@dataclass
+class NativeMemory(Fused):
+    fixed: Fixed
+    kept: Tensor
+    """(B, plan.state) float32, each row's as its kernel lays it out."""
+    rows: "Rows | None" = None
+    """Where everything lies, found once and held until something lies elsewhere."""
+
+    def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
+        k = min(k, state.x.shape[1] - state.step)
+        if self.rows is None or self.rows.key != _key(state, self.kept):
+            self.rows = Rows(state, self)
+        rows, fixed = self.rows.table, self.fixed
+        rows["step"] = state.step
+        rows["logits"] = 0 if logits is None else _addresses(logits, len(rows))
+        threads = fixed.threads or torch.get_num_threads()
+        failed = fixed.function(*self.rows.arguments, k, threads)
+        if failed >= 0:
+            raise ValueError(
+                f"the logits of row {failed} at step {rows['step'][failed]} are not all finite numbers: the model's weights are broken"
+            )
+        if failed < -1:
+            raise MemoryError("no memory for the sampler's scratch")
+        state.step += k
+
+
+class Rows:
+    """The rows of a drawing as a kernel takes them."""
+
+    def __init__(self, state: Drawing, memory: NativeMemory) -> None:
+        state.uniforms, state.order = state.uniforms.contiguous(), state.order.contiguous()
+        if state.known is not None and state.given is not None:
+            state.known, state.given = state.known.contiguous(), state.given.contiguous()
+        n, plan = len(state.x), memory.fixed.plan
+        self.key = _key(state, memory.kept)
+        self.table = np.zeros(n, ROW)
+        places = {"state": memory.kept, "told": memory.fixed.told, "uniforms": state.uniforms, "order": state.order, "x": state.x}
+        places |= {"log_weight": state.log_weight}
+        if state.known is not None and state.given is not None:
+            places |= {"given": state.given, "known": state.known}
+        for name, tensor in places.items():
+            self.table[name] = _addresses(tensor, n)
+        self.table["temperature"] = state.temperature[:, 0].numpy()
+        self.arguments = (address(plan.numbers), address(plan.pointers), address(self.table), ctypes.c_int64(n))
+
+
+def _key(state: Drawing, kept: Tensor) -> tuple[int, ...]:
+    """Changes whenever something lies elsewhere, as it does in a copy of the state."""
+    given = 0 if state.given is None else state.given.data_ptr()
+    return state.x.data_ptr(), kept.data_ptr(), state.uniforms.data_ptr(), state.order.data_ptr(), state.log_weight.data_ptr(), given
+
+
+def _addresses(tensor: Tensor, n: int) -> NDArray[np.uint64]:
+    """(n,): where each row's part of a table begins, a table of one row being common to all, as an order (D,) is."""
+    step = tensor.stride(0) * tensor.element_size() if len(tensor) == n and tensor.ndim > (1 if tensor.dtype == torch.int64 else 0) else 0
+    return np.uint64(tensor.data_ptr()) + np.arange(n, dtype=np.uint64) * np.uint64(step)
+
+
+class Plans:
+    """A model's plans, by precision, packed again when a weight has changed since. A copy of the model has none yet."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[list[Tensor], Plan]] = {}
+
+    def __deepcopy__(self, memo: Any) -> "Plans":
+        return Plans()
+
+    def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
+        return Plans, ()
+
+    def of(self, model: Compiled, precision: Precision) -> Plan:
+        weights = [value.detach() for value in model.parameters()]
+        packed = self._known.get(precision)
+        # Compared by value: whoever trains may write through another view of the same memory, which leaves no other trace.
+        if packed is None or not all(torch.equal(now, then) for now, then in zip(weights, packed[0], strict=True)):
+            packed = [value.clone() for value in weights], model.packed(Packer(precision))
+            self._known[precision] = packed
+        return packed[1]
+
+
+def _plans(model: Compiled) -> Plans:
+    if "_plans" not in vars(model):
+        vars(model)["_plans"] = Plans()
+    return vars(model)["_plans"]

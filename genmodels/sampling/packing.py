@@ -1,0 +1,111 @@
+"""A model's weights as the compiled samplers read them: padded to sixteens, in blocks of outputs, one after the other in large pages."""
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Precision = Literal["f32", "bf16"]
+
+LANES = 16
+"""Sizes are padded to multiples of this many floats, whatever the width of a vector."""
+
+PAGE = 2**21
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a kernel needs of a model."""
+
+    kernel: str
+    state: int
+    """Floats that a row keeps."""
+    numbers: NDArray[np.int64]
+    pointers: NDArray[np.uint64]
+    arena: Any
+    """The memory that the pointers point into."""
+
+
+class Packer:
+    """Collects the numbers and tensors of a plan in the order in which its kernel reads them."""
+
+    def __init__(self, precision: Precision) -> None:
+        self._narrow = precision == "bf16"
+        self._numbers: list[int] = []
+        self._tensors: list[Tensor] = []
+
+    def numbers(self, *values: int) -> None:
+        self._numbers += [int(value) for value in values]
+
+    def integers(self, values: Sequence[int]) -> None:
+        self._tensors.append(torch.tensor(values, dtype=torch.int64))
+
+    def floats(self, values: Tensor) -> None:
+        self._tensors.append(values.detach().to(torch.float32).contiguous())
+
+    def matrix(self, weight: Tensor, bias: Tensor | None = None, *, outs: Sequence[int] = (), ins: Sequence[int] = ()) -> None:
+        """weight (outputs, inputs), bias (outputs,). outs, ins: sizes of the groups that outputs and inputs lie in, each padded for itself; one
+        group where nothing is said."""
+        weight = lanes(lanes(weight, 0, outs), 1, ins)
+        bias = torch.zeros(len(weight)) if bias is None else lanes(bias, 0, outs)
+        self.numbers(weight.shape[1], weight.shape[0])
+        blocks, start = [], 0
+        for size in (64, 32, 16):
+            while start + size <= len(weight):
+                block = weight[start : start + size].detach().T
+                blocks.append((block.unflatten(0, (-1, 2)).transpose(1, 2) if self._narrow else block).flatten())
+                start += size
+        self._tensors += [
+            torch.cat(blocks).to(torch.bfloat16 if self._narrow else torch.float32),
+            bias.detach().to(torch.float32).contiguous(),
+        ]
+
+    def plan(self, kernel: str, *, state: int) -> Plan:
+        """Raises ValueError where a weight is not finite."""
+        arena, pointers = _arranged(self._tensors)
+        return Plan(kernel, state, np.array(self._numbers, np.int64), pointers, arena)
+
+
+def lanes(x: Tensor, dim: int, groups: Sequence[int] = ()) -> Tensor:
+    """x with zeros behind each of its groups along a dimension, up to a multiple of 16."""
+    parts = x.split(list(groups) or [x.shape[dim]], dim=dim)
+    padded = []
+    for part in parts:
+        behind = [0, 0] * (x.ndim - 1 - dim) + [0, -part.shape[dim] % LANES]
+        padded.append(F.pad(part, behind))
+    return torch.cat(padded, dim=dim)
+
+
+def size(n: int) -> int:
+    """n padded."""
+    return -(-n // LANES) * LANES
+
+
+def _arranged(tensors: Sequence[Tensor]) -> tuple[Any, NDArray[np.uint64]]:
+    """All tensors in one stretch of memory, each at a multiple of 64 bytes -> it and where they lie."""
+    starts, total = [], 0
+    for each in tensors:
+        if each.is_floating_point() and not bool(each.isfinite().all()):
+            raise ValueError("the model's weights are not all finite numbers")
+        starts.append(total)
+        total += -(-each.numel() * each.element_size() // 64) * 64
+    arena = mmap.mmap(-1, total + PAGE + 64)  # what a vector reads beyond the end is still ours
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        arena.madvise(mmap.MADV_HUGEPAGE)  # a step streams all weights: with small pages it would wait for the tables of pages
+    whole = np.frombuffer(arena, np.uint8)
+    first = -whole.ctypes.data % PAGE
+    for start, each in zip(starts, tensors, strict=True):
+        content = each.contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole[first + start : first + start + len(content)] = content
+    return whole, np.array([whole.ctypes.data + first + start for start in starts], np.uint64)
+
+
+def address(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
