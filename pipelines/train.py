@@ -16,7 +16,7 @@ from pipelines.fingerprint import fingerprint, libraries
 from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Output, Shards, to_json
 
-VERSION = 1
+VERSION = 2
 """Raised when the same recipe and shards would give other weights than before."""
 
 MARKER = "checkpoint.json"

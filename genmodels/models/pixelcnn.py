@@ -49,6 +49,8 @@ class Block(nn.Module):
 
 
 class PixelCNN(Raster):
+    VERSION = 2
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Raster.Config):
         """hidden: feature maps of the masked convolutions, half of those between them; kernel: width of the first convolution, the others have 3."""
@@ -151,6 +153,8 @@ class Stacks:
 
 
 class GatedPixelCNN(Raster):
+    VERSION = 2
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Raster.Config):
         """hidden: feature maps of each stack; kernel: width of the full kernel."""
@@ -172,12 +176,13 @@ class GatedPixelCNN(Raster):
 
     def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None, *, c: Tensor | None = None) -> Tensor:
         context = self._context(c)
-        v = h = with_ones(z)
+        # Channels last: the layout that convolutions compute in, so none turns its input and output around. Autocast's width is kept.
+        v = h = with_ones(z).contiguous(memory_format=torch.channels_last)
         for i, layer in enumerate(self._layers()):
             h_in = h if i == 0 else drop(h, self.config.dropout, noise, f"dropout.h.{i}")
             v_in = v if i == 0 else drop(v, self.config.dropout, noise, f"dropout.v.{i}")
             v, h = layer(v_in, h_in, y, context)
-            h = h + self.place if i == 0 else h
+            h = h + self.place.to(h.dtype) if i == 0 else h
         h = drop(F.elu(h), self.config.dropout, noise, "dropout.head")
         return self.heads(h, z)
 

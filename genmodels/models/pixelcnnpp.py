@@ -50,6 +50,7 @@ class Canvas:
 
 class PixelCNNPlusPlus(Trained, Autoregressive):
     modalities = frozenset({"image"})
+    VERSION = 2
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -87,9 +88,11 @@ class PixelCNNPlusPlus(Trained, Autoregressive):
 
     def mixture(self, x: Tensor, y: Tensor | None, noise: Noise | None = None) -> LogisticMixture:
         """x (B, C, H, W) levels -> the distribution of every pixel given those before it."""
-        z = self._input(x)
+        # Channels last: the layout that convolutions compute in. Autocast's width is kept.
+        z = self._input(x).contiguous(memory_format=torch.channels_last)
         before = F.pad(z, (self.reach, self.reach, 1, 0))
-        v = self.above(before[:, :, :-1]) + self.place
+        v = self.above(before[:, :, :-1])
+        v = v + self.place.to(v.dtype)
         h = self.left(before[:, :, 1:, : -self.reach - 1])
         hints = self.horizontal.told(self.vertical(v, y, noise=noise))
         h = F.elu(self.horizontal(h, y, hints=hints, noise=noise)[-1])
