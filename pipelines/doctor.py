@@ -45,12 +45,31 @@ def _hardware() -> list[Finding]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    samplers = "eager cached steps in torch"
     return [
         ("ok", "processor", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"),
         ("ok" if gpus else "note", "GPU", ", ".join(gpus) or "none: recipes train on the processor; train.gpus_per_worker must stay 0"),
-        ("ok", "sampler", samplers),
+        _sampler(),
     ]
+
+
+def _sampler() -> Finding:
+    """Which copy of the compiled samplers draws, and which others there are."""
+    from genmodels.sampling import library
+
+    try:
+        chosen = library.chosen()
+    except ValueError as error:
+        return "bad", "sampler", str(error)
+    runnable = library.runnable()
+    if not runnable:
+        reason = "none were built" if not library.path("portable").exists() else "those found are of another version or machine"
+        return "note", "sampler", f"eager: no compiled samplers here ({reason}); with a C++ compiler, reinstall: make setup"
+    others = ", ".join(copy for copy in runnable if copy != chosen)
+    precisions = "f32 and bf16" if chosen == "avx512bf16" else "f32"
+    said = (
+        f"compiled, copy {chosen} ({precisions}); also here: {others}" if chosen else f"eager, as {library.CHOICE} says; compiled: {others}"
+    )
+    return "ok", "sampler", said
 
 
 def _data() -> Finding:

@@ -30,6 +30,7 @@ def sample(
     first: First = 0,
     condition: Condition = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png, .wav or .npy; in place of samples.png or samples.wav")] = None,
+    precision: Annotated[str, typer.Option(help="f32, or bf16 where the processor has it: faster, other samples")] = "f32",
     storage: Storage = "./runs",
     as_json: AsJson = False,
 ) -> None:
@@ -38,7 +39,7 @@ def sample(
 
     console.speak_json(as_json)
     drawn = {"n": n, "seed": seed, "label": label, "temperature": temperature, "first": first, "condition": condition}
-    query.sample(model, **drawn, out=out, storage=storage)
+    query.sample(model, **drawn, out=out, precision=precision, storage=storage)
 
 
 def complete(

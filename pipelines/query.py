@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from genmodels.core import Event
+from genmodels.sampling.packing import Precision
 from pipelines import console, inputs, surprise
 from pipelines.errors import Refused
 from pipelines.storage import write_bytes
@@ -38,9 +39,12 @@ def sample(
     condition: Path | None,
     out: Path | None,
     storage: str,
+    precision: str = "f32",
     max_samples: int = 4096,
 ) -> None:
     """Draws samples into one file, or for sounds one file each, with the receipt inside."""
+    if precision not in get_args(Precision):
+        raise Refused(f"--precision {precision}; wanted {' or '.join(get_args(Precision))}")
     values = {"n": n, "seed": seed, "label": _label(label), "temperature": temperature, "index": first}
 
     async def work(replica: Replica, description: Description) -> list[Made]:
@@ -52,7 +56,7 @@ def sample(
 
         return await _files(description, first, n, _format(description, out, "samples"), draw)
 
-    _save(_ask(model, storage, {"max_samples": max_samples}, work), "samples")
+    _save(_ask(model, storage, {"max_samples": max_samples, "precision": precision}, work), "samples")
 
 
 def complete(

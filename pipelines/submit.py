@@ -150,8 +150,8 @@ def _wheel(folder: Path) -> Path:
         raise Refused(f"no source tree around {source}; submit from a checkout, which the wheel is built from")
     clean = folder / "source"  # in the checkout setuptools would leave a build/ behind, and ship what an older one still holds
     for part in ("genmodels", "pipelines", "serve"):
-        shutil.copytree(source / part, clean / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(source / part, clean / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(source / part, clean / part)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(clean)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)

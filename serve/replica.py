@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmodels import artifact, machine
+from genmodels import artifact
 from genmodels.core import Density, GenerativeModel, capabilities
 from genmodels.noise import Noise
+from genmodels.sampling.native import Compiled, Native
 from serve import catalogue, requests
 from serve.batching import Batcher
 from serve.jobs import Classifying, Completing, Job, Sampling, Scoring, ScoringValues
@@ -150,6 +151,8 @@ def _load(target: Target, settings: Settings) -> Loaded:
     )
     folder = catalogue.fetch(located)
     model = artifact.load(folder, device="cuda" if settings.gpus_per_replica else "cpu")
+    if settings.precision != "f32" and isinstance(model, Compiled):
+        model.sampler = Native(precision=settings.precision)
     return Loaded(model=model, description=_describe(folder, model, target, settings))
 
 
@@ -167,7 +170,7 @@ def _describe(folder: Path, model: GenerativeModel, target: Target, settings: Se
         prepare=_plain(said.prepare),
         scores=[_plain(score) for score in said.scores],
         lineage=_plain(said.lineage),
-        equality_class=machine.equality_class(device=model.device),
+        equality_class=model.equality_class,
         max_samples=settings.max_samples,
     )
 

@@ -167,6 +167,10 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         state.memory.advance(state, 1, logits)
         return logits[:, 0].to(self.device)
 
+    @property
+    def equality_class(self) -> str:
+        return self.sampler.equality_class(self)
+
     @final
     def drawn_together(self, n: int) -> Iterator[tuple[Tensor, int]]:
         if self.sampler.padded(self):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from genmodels import machine
+
 if TYPE_CHECKING:
     from genmodels.core.autoregressive import Autoregressive
 
@@ -55,7 +57,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def backend(self, model: "Autoregressive") -> str:
-        """The name of its equality class: eager, native-f32, ..."""
+        """What computes: eager, native-f32, ...; a part of the equality class."""
+
+    def equality_class(self, model: "Autoregressive") -> str:
+        """Samples of one class are equal, bit for bit."""
+        return machine.equality_class(device=model.device, backend=self.backend(model))
 
 
 class Eager(Sampler):

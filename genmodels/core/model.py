@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
+from genmodels import machine
 from genmodels.core.event import Batch, Event
 from genmodels.noise import Noise, categorical
 
@@ -120,6 +121,11 @@ class GenerativeModel(nn.Module, ABC):
         finally:
             self.train(was_training)
         return torch.cat(drawn) if drawn else torch.empty(0, *self.event.shape, dtype=torch.uint8 if self.event.levels else torch.float32)
+
+    @property
+    def equality_class(self) -> str:
+        """Where this one is the same, the same request gives the same sample, bit for bit."""
+        return machine.equality_class(device=self.device)
 
     def drawn_together(self, n: int) -> Iterator[tuple[Tensor, int]]:
         """The rows that are drawn at once, block after block, as `blocks` gives them."""

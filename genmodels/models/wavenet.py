@@ -242,7 +242,7 @@ class WaveNet(Trained, Compiled):
             packer.matrix(torch.cat(into), outs=[len(weight) for weight in into])
         residuals = [lanes(_matrix(layer.residual)[1][:, 0], 0) for layer in layers if layer.residual is not None]
         packer.floats(torch.stack(residuals) if residuals else torch.zeros(0))
-        packer.floats(lanes(torch.stack([_column(layer.skip)[:, 0] for layer in layers]).sum(0), 0))
+        packer.floats(lanes(_total(layers), 0))
         for head in (self.hidden, self.out):
             packer.matrix(head.weight[..., 0], head.bias)
         return packer.plan(self.compiled, state=sum(layer.memory for layer in layers) * residual)
@@ -275,6 +275,11 @@ def _waves(levels: int, features: int) -> Tensor:
     """(levels, features) of unit variance: sines of the level with 0.15 to 4 periods over the whole range and random phases."""
     cycles, phase = torch.linspace(0.15, 4, features), torch.rand(features)
     return 2**0.5 * torch.sin(2 * math.pi * (torch.linspace(0, 1, levels)[:, None] * cycles + phase))
+
+
+def _total(layers: list[DilatedLayer]) -> Tensor:
+    """(skip,): the sum of all layers' biases, exact enough that the order of the sum does not show."""
+    return torch.stack([_column(layer.skip)[:, 0] for layer in layers]).double().sum(0).float()
 
 
 def _taps(layer: DilatedLayer) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genmodels import machine
 from genmodels.core import Autoregressive, Drawing, Fused, Sampler
 from genmodels.sampling import library
 from genmodels.sampling.packing import Packer, Plan, Precision, address
@@ -65,6 +66,12 @@ class Native(Sampler):
         if self._function(model) is None:
             return "eager"
         return "native-portable" if self._copy() == "portable" else f"native-{self.precision}"
+
+    def equality_class(self, model: Autoregressive) -> str:
+        backend = self.backend(model)
+        own = machine.equality_class(device=model.device, backend=backend)
+        # What a condition says is computed by torch, whose last bit depends on more.
+        return own if backend == "eager" or model.event.condition is None else f"{machine.equality_class()}/{backend}"
 
     def _copy(self) -> str | None:
         return self.copy or library.chosen()
