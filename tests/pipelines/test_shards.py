@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import threading
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -141,6 +144,51 @@ def test_examples_come_once_each_in_the_order_on_disk(images: Shards, batch_size
     assert torch.cat([number(batch.x) for batch in batches]).tolist() == list(range(total))
     assert torch.cat([batch.position for batch in batches]).tolist() == list(range(total))
     assert [len(batch) for batch in batches] == [min(batch_size, total - start) for start in range(0, total, batch_size)]
+
+
+@pytest.mark.parametrize(("window", "batch_size"), [(1, 16), (1, 150), (2, 16), (3, 64)])
+def test_two_windows_are_held_however_large_the_split(
+    images: Shards, monkeypatch: pytest.MonkeyPatch, window: int, batch_size: int
+) -> None:
+    """The one in use and the one that is read ahead; a window that is over is let go before another one is begun."""
+    read, alive, most = shards.Stored.read, weakref.WeakValueDictionary[int, shards.Rows](), 0
+
+    def counted(self: shards.Stored, groups: Sequence[int], *, threads: int = 1) -> shards.Rows:
+        nonlocal most
+        most = max(most, sum(map(len, alive.values())) + int(self.sizes[list(groups)].sum()))
+        rows = read(self, groups, threads=threads)
+        alive[id(rows)] = rows
+        return rows
+
+    monkeypatch.setattr(shards.Stored, "read", counted)
+    stream = shards.Stream(images, seed=2, window=window)
+    for step in [*range(900 // batch_size), 3, 0, 5]:
+        stream.batch(step, batch_size)
+        assert sum(map(len, alive.values())) <= 2 * window * 64
+    assert 64 < most <= 2 * window * 64
+
+
+def test_the_next_window_is_read_before_it_is_asked_for(images: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, begun = shards.Stored.read, threading.Semaphore(0)
+
+    def noted(self: shards.Stored, groups: Sequence[int], *, threads: int = 1) -> shards.Rows:
+        begun.release()
+        return read(self, groups, threads=threads)
+
+    monkeypatch.setattr(shards.Stored, "read", noted)
+    stream = shards.Stream(images, seed=2, window=2)
+    stream.batch(0, 4)
+    assert begun.acquire(timeout=10) and begun.acquire(timeout=10) and not begun.acquire(timeout=0.2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 9])
+def test_row_groups_come_in_the_order_asked_for_on_any_number_of_threads(images: Shards, threads: int) -> None:
+    rows = shards.Stored(images, "train").read([4, 1, 0, 5], threads=threads)
+    sizes = shards.Stored(images, "train").sizes.tolist()
+    starts = np.cumsum([0, *sizes])
+    expected = [row for group in (4, 1, 0, 5) for row in range(starts[group], starts[group] + sizes[group])]
+    assert number(torch.from_numpy(rows.x)).tolist() == expected
+    assert rows.label.tolist() == [-1 if row % 7 == 6 else row % 3 for row in expected]
 
 
 def test_what_is_handed_out_may_be_written_to(images: Shards) -> None:

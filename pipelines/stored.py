@@ -1,0 +1,133 @@
+"""Shards on disk: the format of their files, and reading row groups of them.
+
+A folder of `<split>-<bucket>.parquet` files and a manifest.json whose presence means complete. Rows lie in the order of their id, a hash of the
+decoded content, so they are shuffled on disk already; plain pyarrow, pandas and DuckDB read them.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from genmodels.core import Batch, Event
+from pipelines import storage
+from pipelines.errors import Failed, Refused
+from pipelines.records import Shards
+
+SPLITS = ("train", "valid", "test")
+
+
+def manifest(shards: Shards) -> dict[str, Any]:
+    """Event, files (rows, bytes, sha256, row groups), labels and their counts, histograms of levels, duplicates, conflicts, leakage."""
+    return storage.read_json(storage.join(shards.uri, "manifest.json"))
+
+
+def schema(event: Event) -> pa.Schema:
+    """Columns of a Parquet file of Shards; the event itself is in the metadata."""
+    content = ("levels", pa.fixed_shape_tensor(pa.uint8(), event.shape))
+    if not event.levels:
+        content = ("values", pa.fixed_shape_tensor(pa.float32(), event.shape))
+    columns = [("id", pa.string()), content, ("label", pa.int32())]
+    columns += [("length", pa.int32())] if event.modality == "audio" else []
+    return pa.schema([*columns, ("source", pa.string())], metadata={"genmodels.event": json.dumps(event.to_json(), sort_keys=True)})
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of n examples as arrays: x (n, *shape) uint8 or float32, label (n,) int64 with -1 for none, length (n,) int64 or None."""
+
+    x: NDArray[Any]
+    label: NDArray[np.int64]
+    length: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batch(self, index: NDArray[np.int64] | slice, event: Event, *, position: NDArray[np.int64], step: int = 0) -> Batch:
+        """A copy of some rows, as torch tensors of its own."""
+        return Batch(
+            x=torch.from_numpy(_copied(self.x, index)),
+            y=torch.from_numpy(_copied(self.label, index)) if event.classes else None,
+            length=None if self.length is None else torch.from_numpy(_copied(self.length, index)),
+            position=torch.from_numpy(position),
+            step=step,
+        )
+
+    @staticmethod
+    def join(parts: Sequence["Rows"]) -> "Rows":
+        lengths = [part.length for part in parts if part.length is not None]
+        x, label = (np.concatenate(column) for column in zip(*((part.x, part.label) for part in parts), strict=True))
+        return Rows(x, label, np.concatenate(lengths) if lengths else None)
+
+
+def _copied(column: NDArray[Any], index: NDArray[np.int64] | slice) -> NDArray[Any]:
+    return column[index].copy() if isinstance(index, slice) else column.take(index, axis=0)
+
+
+class Stored:
+    """One split on disk: its row groups in order, each (file, index in the file, rows)."""
+
+    def __init__(self, shards: Shards, split: str) -> None:
+        if split not in SPLITS:
+            raise Refused(f"split {split!r}; wanted one of {', '.join(SPLITS)}")
+        self.uri, self.event, self.split = shards.uri, shards.event, split
+        files = [file for file in manifest(shards)["files"] if file["split"] == split]
+        self.groups = [(file["name"], index, rows) for file in files for index, rows in enumerate(file["row_groups"])]
+        self.sizes = np.array([rows for _, _, rows in self.groups], dtype=np.int64)
+        self.rows = int(self.sizes.sum())
+        if self.rows == 0:
+            raise Failed(f"the {split} split of {shards.uri} is empty; add data, or raise data.split.{split} in the recipe")
+
+    def read(self, groups: Sequence[int], *, threads: int = 1) -> Rows:
+        """The rows of some row groups, in the order asked for. Besides them it holds one row group a thread."""
+        ends = np.cumsum(self.sizes[list(groups)])
+        rows = self._empty(int(ends[-1]))
+        places = sorted((group, int(end)) for group, end in zip(groups, ends, strict=True))
+        each = -(-len(places) // threads)
+        slices = [places[start : start + each] for start in range(0, len(places), each)]
+        if len(slices) == 1:
+            self._fill(rows, slices[0])
+        else:
+            with ThreadPoolExecutor(len(slices)) as pool:
+                list(pool.map(lambda part: self._fill(rows, part), slices))
+        return rows
+
+    def _empty(self, n: int) -> Rows:
+        x = np.empty((n, *self.event.shape), np.uint8 if self.event.levels else np.float32)
+        return Rows(x, np.empty(n, np.int64), np.empty(n, np.int64) if self.event.modality == "audio" else None)
+
+    def _fill(self, rows: Rows, places: Sequence[tuple[int, int]]) -> None:
+        """Row groups into rows, each up to its end there; a file is opened once."""
+        for name, inside in groupby(places, key=lambda place: self.groups[place[0]][0]):
+            with storage.open_read(storage.join(self.uri, name)) as source, pq.ParquetFile(source) as file:
+                for group, end in inside:
+                    table = file.read_row_group(self.groups[group][1], columns=self._columns, use_threads=False)
+                    self._put(rows, slice(end - len(table), end), table)
+
+    @property
+    def _columns(self) -> list[str]:
+        return [name for name in schema(self.event).names if name not in ("id", "source")]
+
+    def _put(self, rows: Rows, here: slice, table: pa.Table) -> None:
+        content = table.column("levels" if self.event.levels else "values").combine_chunks()
+        tensor = content.chunk(0) if isinstance(content, pa.ChunkedArray) else content
+        rows.x[here] = tensor.to_numpy_ndarray()
+        rows.label[here] = table.column("label").fill_null(-1).to_numpy()
+        if rows.length is not None:
+            rows.length[here] = table.column("length").to_numpy()
