@@ -153,11 +153,12 @@ class BayesNet(Iterated, Autoregressive):
         return Partial(given, self._labels(y, n), order, x, torch.zeros_like(x, dtype=torch.bool))
 
     def predict(self, memory: Partial) -> Tensor:
-        place = memory.order[..., memory.step]
         if memory.order.ndim == 2:
+            place = memory.order[:, memory.step]
             return self._beliefs(memory)[torch.arange(len(place), device=place.device), place].to(self.tables.dtype)
-        parent = int(self.parents[place])
-        above = memory.x[:, parent] if parent >= 0 else torch.zeros_like(memory.y)
+        place = memory.order[memory.step, None]  # (1,), since by a tensor () torch would index only once it has read it from its device
+        parent = self.parents[place]
+        above = torch.where(parent < 0, 0, memory.x[:, parent.clamp(min=0)][:, 0])
         return memory.given.log[memory.y, place, above].to(self.tables.dtype)
 
     def take(self, memory: Partial, level: Tensor) -> None:

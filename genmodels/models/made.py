@@ -193,7 +193,7 @@ class MADE(Trained, Autoregressive):
         )
 
     def predict(self, memory: Partial) -> Tensor:
-        members, place = memory.members, memory.members.order[..., memory.step]
+        members, place = memory.members, _place(memory)
         h = F.relu(memory.sums)
         for layer, weight in zip(self._layers()[1:], members.between, strict=True):
             h = F.relu(_of_group(h, weight, members.group) + layer.bias)
@@ -205,7 +205,7 @@ class MADE(Trained, Autoregressive):
         return torch.logsumexp(torch.log_softmax(memory.log_weight, dim=1)[..., None] + memory.each, dim=1)
 
     def take(self, memory: Partial, level: Tensor) -> None:
-        members, place = memory.members, memory.members.order[..., memory.step]
+        members, place = memory.members, _place(memory)
         read = values.features(level, self.event.levels, memory.sums.dtype)
         memory.read[torch.arange(len(read), device=self.device), place] = read
         share = read[:, None] @ members.enter[place].expand(len(read), -1, -1)
@@ -261,9 +261,14 @@ def _of_group(h: Tensor, weight: Tensor, group: Tensor) -> Tensor:
     return out
 
 
+def _place(memory: Partial) -> Tensor:
+    """The place that comes next: (1,) for all rows, or (B,). Never (), which torch would read from a device to index by."""
+    return memory.members.order[..., memory.step].reshape(-1)
+
+
 def _at(table: Tensor, place: Tensor) -> Tensor:
-    """table (B, D, P), place () or (B,) -> (B, P)."""
-    return table[:, place] if place.ndim == 0 else table[torch.arange(len(table), device=table.device), place]
+    """table (B, D, P), place (1,) or (B,) -> (B, P)."""
+    return table[torch.arange(len(table), device=table.device), place]
 
 
 def _degrees(dims: int, config: MADE.Config) -> list[Tensor]:

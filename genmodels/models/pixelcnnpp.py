@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core.forced import TeacherForced
 from genmodels.nn.gates import drop
 from genmodels.nn.heads import raster
 from genmodels.nn.likelihood import LogisticMixture
@@ -48,7 +49,7 @@ class Canvas:
     """The value that comes next: channels of a pixel, pixels of a row, rows."""
 
 
-class PixelCNNPlusPlus(Trained, Autoregressive):
+class PixelCNNPlusPlus(Trained, Autoregressive, TeacherForced):
     modalities = frozenset({"image"})
     VERSION = 2
 
@@ -100,6 +101,10 @@ class PixelCNNPlusPlus(Trained, Autoregressive):
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
         return self.mixture(x, y, noise).conditionals(x)
+
+    def all_logits(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
+        mixture = self.mixture(x, y, noise)
+        return torch.stack([mixture.logits(x, channel).movedim(1, -1) for channel in range(self.event.shape[0])], dim=1)
 
     def objectives(self) -> list[Objective]:
         optimizer = Optimizer(lr=2e-3, betas=(0.9, 0.99))

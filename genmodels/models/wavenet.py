@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.core import Event, Objective, Optimizer, Trained
+from genmodels.core.forced import TeacherForced
 from genmodels.nn import mel
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
-from genmodels.nn.scaling import scaled, wide
+from genmodels.nn.heads import nats
+from genmodels.nn.scaling import scaled
 from genmodels.noise import Noise
+from genmodels.sampling.graphs import Periodic
 from genmodels.sampling.native import Compiled
 from genmodels.sampling.packing import Packer, Plan, lanes, size
 
@@ -81,7 +84,7 @@ class Tape:
     step: int = 0
 
 
-class WaveNet(Trained, Compiled):
+class WaveNet(Trained, Compiled, TeacherForced, Periodic):
     modalities = frozenset({"audio"})
     compiled = "wavenet"
 
@@ -137,6 +140,11 @@ class WaveNet(Trained, Compiled):
         """How many past samples the next one depends on."""
         return 1 + (self.config.kernel - 1) * sum(self.config.dilations)
 
+    @property
+    def period(self) -> int:
+        """After so many steps every ring has come round; frames of a condition are no part of that."""
+        return (self.config.kernel - 1) * max(self.config.dilations) if self.event.condition is None else self.steps
+
     def embed(self, x: Tensor) -> Tensor:
         """x (B, T) levels -> (B, residual, T)."""
         return self.levels(x.long()).transpose(1, 2)
@@ -172,8 +180,10 @@ class WaveNet(Trained, Compiled):
         return self.out(F.relu(self.hidden(F.relu(total)))).transpose(1, 2)
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
-        logits = wide(self.logits(self.embed(x), y, noise, c))
-        return -F.cross_entropy(logits.flatten(0, 1), x.flatten().long(), reduction="none").reshape(x.shape)
+        return nats(self.all_logits(x, y=y, c=c, noise=noise), x)
+
+    def all_logits(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
+        return self.logits(self.embed(x), y, noise, c)
 
     def objectives(self) -> list[Objective]:
         return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=4e-3))]

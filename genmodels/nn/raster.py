@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core.forced import TeacherForced
 from genmodels.nn import derived
 from genmodels.nn.heads import ChannelHeads, nats, raster
 from genmodels.nn.local import Context, LocalBias, with_ones
@@ -40,7 +41,7 @@ class Scan:
     """The sub-pixel that comes next: channels of a pixel, pixels of a row, rows."""
 
 
-class Raster(Trained, Autoregressive):
+class Raster(Trained, Autoregressive, TeacherForced):
     """A family says how to come by the features of all pixels at once (`logits`) and of one after the other (the methods with an underscore)."""
 
     modalities = frozenset({"image"})
@@ -88,7 +89,10 @@ class Raster(Trained, Autoregressive):
         """z (B, C, H, W) scaled levels, c (B, *condition.shape) -> (B, C, H, W, K): the logits of each sub-pixel given those before it."""
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
-        return nats(self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise, c=c), x)
+        return nats(self.all_logits(x, y=y, c=c, noise=noise), x)
+
+    def all_logits(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
+        return self.logits(scaled(x, self.event.levels, self.place.dtype), y, noise, c=c)
 
     def objectives(self) -> list[Objective]:
         optimizer = Optimizer(lr=2e-3, betas=(0.9, 0.99))
