@@ -71,6 +71,22 @@ inline Vector exp(Vector x) {
   return p * (Vector)exponent;
 }
 
+// log within 1e-7 relative or absolute, by Cephes' polynomial; of positive normal numbers.
+inline Vector log(Vector x) {
+  const Words exponent = ((Words)x - 0x3F3504F3) >> 23;  // 0x3F3504F3: the square root of a half, from which on a mantissa counts to the next power
+  const Vector n = __builtin_convertvector(exponent, Vector), r = (Vector)((Words)x - (exponent << 23)) - all(1.f), square = r * r;
+  Vector p = fma(all(7.0376836292e-2f), r, all(-1.1514610310e-1f));
+  p = fma(p, r, all(1.1676998740e-1f));
+  p = fma(p, r, all(-1.2420140846e-1f));
+  p = fma(p, r, all(1.4249322787e-1f));
+  p = fma(p, r, all(-1.6668057665e-1f));
+  p = fma(p, r, all(2.0000714765e-1f));
+  p = fma(p, r, all(-2.4999993993e-1f));
+  p = fma(p, r, all(3.3333331174e-1f));
+  p = fma(n, all(-2.12194440e-4f), p * r * square);
+  return fma(n, all(0.693359375f), r + fma(square, all(-0.5f), p));
+}
+
 inline Vector relu(Vector a) { return max(a, all(0)); }
 
 inline Vector elu(Vector a) { return where_positive(a, a, exp(min(a, all(0))) - all(1.f)); }
