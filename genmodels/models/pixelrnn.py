@@ -13,7 +13,7 @@ that only the first convolution reaches it, from a few columns away. (3) A chann
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
 from genmodels.nn.gates import drop
-from genmodels.nn.heads import ChannelHeads, raster
+from genmodels.nn.heads import ChannelHeads, PackedHeads, raster
 from genmodels.nn.lstm import DiagonalLayer, RowLayer, Sweep
+from genmodels.nn.lstm_stack import DiagonalStack, Row, RowStack, Stack
 from genmodels.nn.scaling import scaled, wide
 from genmodels.noise import Noise
 
@@ -41,24 +42,31 @@ class FirstLayer(nn.Module):
         return above + self.left(F.pad(x, (self.reach, 0))[..., :-1])
 
 
+@dataclass(frozen=True)
+class Packed:
+    """The weights as the pixels read them one after the other."""
+
+    left: Tensor
+    """(reach (C + 1), features): the first layer's, of the pixels left of this one."""
+    stack: Stack
+    heads: PackedHeads
+    scale: Tensor
+    """(K,): levels as the network reads them."""
+
+
 @dataclass
 class Canvas:
     """What later pixels will need of a picture half drawn. Its width counts the columns beyond the edge."""
 
-    y: Tensor | None
-    """(B,) int64."""
-    row: Tensor
-    """(B, C, W) levels of the row being drawn, 0 where nothing is drawn yet."""
+    packed: Packed
     above: Tensor
     """(B, C + 1, reach, width): the rows that the first layer's kernel covers above this one."""
-    hint: Tensor
-    """(B, features, 1, width): what those rows add to the first layer."""
-    left: Tensor
-    """(B, C + 1, 1, reach + width): this row as the first layer reads it, zeros left of the picture and where nothing is drawn yet."""
-    layers: list[Any]
-    """What each LSTM keeps."""
+    line: Tensor
+    """((reach + width) (C + 1), B): this row as the first layer reads it, pixel by pixel, zeros left and right of the picture."""
+    layers: Row
+    """What the LSTMs keep."""
     h: Tensor
-    """(B, features, 1, 1): the present pixel's features."""
+    """(B, features) of the present pixel."""
     step: int = 0
     """The sub-pixel that comes next: channels of a pixel, pixels of a row, rows."""
 
@@ -66,6 +74,7 @@ class Canvas:
 class PixelRNN(Trained, Autoregressive):
     """What both kinds share: everything but the recurrent layer."""
 
+    VERSION = 2
     modalities = frozenset({"image"})
 
     beyond: ClassVar[int]
@@ -104,6 +113,10 @@ class PixelRNN(Trained, Autoregressive):
     def layer(self) -> Sweep:
         """A fresh recurrent layer of 2 hidden features."""
 
+    @abstractmethod
+    def stack(self, n: int, y: Tensor | None) -> Stack:
+        """The layers for n pictures drawn pixel by pixel."""
+
     def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None) -> Tensor:
         """z (B, C, H, W) scaled levels -> (B, C, H, W, K): the logits of each sub-pixel given those before it."""
         h = self.first(self._padded(z))
@@ -122,52 +135,61 @@ class PixelRNN(Trained, Autoregressive):
     def start(self, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Canvas:
         channels, _, width = self.event.shape
         span, reach, zeros = width + self.beyond, self.first.reach, self.first.above.weight.new_zeros
-        above = zeros(n, channels + 1, reach, span)
+        packed, above = self._packed(n, y), zeros(n, channels + 1, reach, span)
+        line = zeros(reach + span, channels + 1, n)
+        line[reach : reach + width, channels] = 1  # read from a pixel on when it is drawn
         return Canvas(
-            y=y,
-            row=torch.zeros(n, channels, width, dtype=torch.uint8, device=self.device),
+            packed=packed,
             above=above,
-            hint=self._hint(above),
-            left=zeros(n, channels + 1, 1, reach + span),
-            layers=[layer.begin(n, span) for layer in self._layers()],
-            h=zeros(n, 2 * self.config.hidden, 1, 1),
+            line=line.flatten(0, 1),
+            layers=packed.stack.begin(self._hint(above)),
+            h=zeros(n, 2 * self.config.hidden),
         )
 
     def predict(self, memory: Canvas) -> Tensor:
         _, column, channel = raster(memory.step, self.event.shape[0], self.event.shape[2])
         if channel == 0:
-            memory.h = F.relu(self._features(memory, column))
-        return self.heads.one(memory.h, self._scaled(memory.row[:, :channel, column]))
+            memory.h = torch.relu(self._features(memory, column))
+        start = self._start(column)
+        return memory.packed.heads.one(memory.h, memory.line[start : start + channel].T)
 
     def take(self, memory: Canvas, level: Tensor) -> None:
         channels, _, width = self.event.shape
         _, column, channel = raster(memory.step, channels, width)
-        memory.row[:, channel, column] = level.to(torch.uint8)
+        torch.index_select(memory.packed.scale, 0, level, out=memory.line[self._start(column) + channel])
         memory.step += 1
-        if channel == channels - 1:
-            drawn = _with_ones(self._scaled(memory.row[:, :, None, column, None]))
-            memory.left[..., self.first.reach + column] = drawn[..., 0]
-            if column == width - 1:
-                self._finish_row(memory)
+        if channel == channels - 1 and column == width - 1:
+            self._finish_row(memory)
 
     def _features(self, canvas: Canvas, column: int) -> Tensor:
-        """All layers at one pixel of the present row, from what is kept of those before it -> (B, features, 1, 1)."""
-        h = self.first.left(canvas.left[..., column : column + self.first.reach]) + canvas.hint[..., column, None]
-        for layer, kept in zip(self._layers(), canvas.layers, strict=True):
-            h = layer.pixel(kept, h, column, canvas.y)
-        return h
+        """All layers at one pixel of the present row, from what is kept of those before it -> (B, features)."""
+        end = self._start(column)
+        left = canvas.line[end - len(canvas.packed.left) : end].T
+        return canvas.packed.stack.pixel(canvas.layers, torch.mm(left, canvas.packed.left), column)
 
     def _finish_row(self, canvas: Canvas) -> None:
         width = self.event.shape[2]
         for column in range(width, width + self.beyond):
             self._features(canvas, column)
-        for layer, kept in zip(self._layers(), canvas.layers, strict=True):
-            layer.finish(kept)
-        canvas.above = torch.cat([canvas.above, self._padded(self._scaled(canvas.row[:, :, None]))], dim=2)[:, :, 1:]
-        canvas.hint = self._hint(canvas.above)
+        drawn = canvas.line[self._start(0) :].unflatten(0, (width + self.beyond, -1)).permute(2, 1, 0)[:, :, None]
+        canvas.above = torch.cat([canvas.above, drawn], dim=2)[:, :, 1:]
+        canvas.packed.stack.finish(canvas.layers, self._hint(canvas.above))
 
     def _hint(self, above: Tensor) -> Tensor:
-        return self.first.above(F.pad(above, (self.first.reach, self.first.reach)))
+        """(width, B, features): what the rows above add to the first layer."""
+        return self.first.above(F.pad(above, (self.first.reach, self.first.reach)))[:, :, 0].permute(2, 0, 1)
+
+    def _packed(self, n: int, y: Tensor | None) -> Packed:
+        return Packed(
+            left=self.first.left.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1),
+            stack=self.stack(n, y),
+            heads=self.heads.packed(),
+            scale=self._scaled(torch.arange(self.event.levels, device=self.device)),
+        )
+
+    def _start(self, column: int) -> int:
+        """Where in Canvas.line a pixel begins."""
+        return (self.first.reach + column) * (self.event.shape[0] + 1)
 
     def _padded(self, z: Tensor) -> Tensor:
         return F.pad(_with_ones(z), (0, self.beyond))
@@ -203,6 +225,9 @@ class RowLSTM(PixelRNN):
     def layer(self) -> RowLayer:
         return RowLayer(2 * self.config.hidden, self.config.hidden, self.config.width, self.event.classes)
 
+    def stack(self, n: int, y: Tensor | None) -> RowStack:
+        return RowStack.of(list(self.layers), n, y)  # type: ignore[arg-type]
+
 
 class DiagonalBiLSTM(PixelRNN):
     """Sees every pixel before the present one."""
@@ -211,6 +236,9 @@ class DiagonalBiLSTM(PixelRNN):
 
     def layer(self) -> DiagonalLayer:
         return DiagonalLayer(2 * self.config.hidden, self.config.hidden, self.event.classes)
+
+    def stack(self, n: int, y: Tensor | None) -> DiagonalStack:
+        return DiagonalStack.of(list(self.layers), n, y)  # type: ignore[arg-type]
 
 
 def _with_ones(z: Tensor) -> Tensor:

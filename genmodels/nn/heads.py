@@ -1,5 +1,7 @@
 """The output layers of pictures drawn in raster order: the channels of a pixel one after the other."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,25 @@ class ChannelHeads(nn.ModuleList):
     def one(self, h: Tensor, earlier: Tensor) -> Tensor:
         """h (B, features, 1, 1), earlier (B, c) scaled levels of the channels before -> (B, K) logits of channel c."""
         return self[earlier.shape[1]](torch.cat([h, earlier[..., None, None]], dim=1))[..., 0, 0]
+
+    def packed(self) -> "PackedHeads":
+        layers = [(head[0], head[2]) for head in self]  # type: ignore[index]
+        return PackedHeads(tuple((a.weight[..., 0, 0].T, a.bias, b.weight[..., 0, 0].T, b.bias) for a, b in layers))
+
+
+@dataclass(frozen=True)
+class PackedHeads:
+    """ChannelHeads as plain matrices, for one pixel after the other."""
+
+    heads: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]
+    """A channel's (features + c, hidden), (hidden,), (hidden, K), (K,)."""
+
+    def one(self, h: Tensor, earlier: Tensor) -> Tensor:
+        """h (B, features), earlier (B, c) scaled levels of the channels before -> (B, K) logits of channel c."""
+        c = earlier.shape[1]
+        enter, enter_bias, leave, leave_bias = self.heads[c]
+        seen = torch.cat([h, earlier], dim=1) if c else h
+        return torch.addmm(leave_bias, F.elu(torch.addmm(enter_bias, seen, enter)), leave)
 
 
 def nats(logits: Tensor, x: Tensor) -> Tensor:

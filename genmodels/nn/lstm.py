@@ -1,55 +1,24 @@
-"""Convolutional LSTM layers that sweep a picture, over its rows or over its diagonals, at once for training and pixel by pixel for sampling.
+"""Convolutional LSTM layers that sweep a picture, over its rows or over its diagonals; nn/lstm_stack.py goes pixel by pixel.
 
 Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner, Kavukcuoglu, 2016), arXiv:1601.06759, sections 3.1 to 3.3. What comes from the input is
 computed for the whole picture at once; what comes from the state is a product of matrices a row or a diagonal.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.nn.conditioning import ClassBias
-from genmodels.nn.recurrence import cell, recur
+from genmodels.nn.recurrence import recur
 
 
 class Sweep(nn.Module, ABC):
-    """x (B, features, H, W) -> the same: an LSTM over the picture beside the identity. A pixel's output knows its input and no later one's.
-
-    `begin`, `pixel` and `finish` compute the same one pixel at a time; what they keep is the layer's own.
-    """
+    """x (B, features, H, W) -> the same: an LSTM over the picture beside the identity. A pixel's output knows its input and no later one's."""
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor: ...
-
-    @abstractmethod
-    def begin(self, n: int, width: int) -> Any:
-        """What is kept of n pictures `width` pixels wide of which nothing is known."""
-
-    @abstractmethod
-    def pixel(self, kept: Any, x: Tensor, column: int, y: Tensor | None) -> Tensor:
-        """x (n, features, 1, 1), the present row's pixel at the column; those left of it were given before -> its output (n, features, 1, 1)."""
-
-    @abstractmethod
-    def finish(self, kept: Any) -> None:
-        """The row is complete; the next pixel is the first one of the next row."""
-
-
-@dataclass
-class RowMemory:
-    """What a RowLayer's later pixels need."""
-
-    inputs: Tensor
-    """(n, features, 1, reach + W): this row's, zeros left of the picture."""
-    told: Tensor
-    """(n, W, 4 hidden): what the row above adds to the gates."""
-    h: Tensor
-    """(n, W, hidden) of the present row."""
-    c: Tensor
-    """(n, W, hidden): left of the pixel the present row's, from it on the row above's."""
 
 
 class RowLayer(Sweep):
@@ -71,44 +40,6 @@ class RowLayer(Sweep):
         gates = _product(self.enter.weight[:, :, 0].movedim(2, 1).flatten(1), _biases(self.enter, self.label, y, len(x)), seen)
         (h,) = recur(gates[None], self.recur.weight[None], range(-self.reach, self.reach + 1), diagonal=False)
         return x + _mixed(self.leave, h).permute(3, 0, 1, 2)
-
-    def begin(self, n: int, width: int) -> RowMemory:
-        zeros = self.recur.weight.new_zeros
-        return RowMemory(
-            inputs=zeros(n, self.enter.in_channels, 1, self.reach + width),
-            told=zeros(n, width, 4 * self.hidden),
-            h=zeros(n, width, self.hidden),
-            c=zeros(n, width, self.hidden),
-        )
-
-    def pixel(self, kept: RowMemory, x: Tensor, column: int, y: Tensor | None) -> Tensor:
-        kept.inputs[..., self.reach + column] = x[..., 0]
-        gates = self.label(self.enter(kept.inputs[..., column : column + self.reach + 1]), y)[..., 0, 0]
-        h, c = cell(gates + kept.told[:, column], kept.c[:, column])
-        kept.h[:, column], kept.c[:, column] = h, c
-        return x + self.leave(h[..., None, None])
-
-    def finish(self, kept: RowMemory) -> None:
-        kept.told = self._above(kept.h)
-
-    def _above(self, h: Tensor) -> Tensor:
-        """h (B, W, hidden) of a row -> (B, W, 4 hidden) for the gates of the next one: a convolution along the row, as one product."""
-        width, h = h.shape[1], F.pad(h, (0, 0, self.reach, self.reach))
-        return self.recur(torch.cat([h[:, i : i + width] for i in range(2 * self.reach + 1)], dim=-1))
-
-
-@dataclass
-class DiagonalMemory:
-    """What a DiagonalLayer's later pixels need."""
-
-    gates: Tensor
-    """(n, W, 4 hidden): what the present row's input adds to the gates of the sweep from the right, which waits for the row's end."""
-    h: Tensor
-    """(n, 1 + W, hidden) of the sweep from the left: left of the pixel the present row's, from it on the row above's; zeros left of the picture."""
-    c: Tensor
-    """(n, hidden) of the sweep from the left, at the pixel before."""
-    right: Tensor
-    """(n, W, hidden): h of the sweep from the right in the row above."""
 
 
 class DiagonalLayer(Sweep):
@@ -134,29 +65,6 @@ class DiagonalLayer(Sweep):
         left, right = recur(gates, self.recur, (0, -1), diagonal=True)
         past = F.pad(right.flip(2), (0, 0, 0, 0, 1, 0))[:, :-1]
         return x + _mixed(self.leave, left + past).permute(3, 0, 1, 2)
-
-    def begin(self, n: int, width: int) -> DiagonalMemory:
-        zeros = self.recur.new_zeros
-        return DiagonalMemory(
-            gates=zeros(n, width, 4 * self.hidden),
-            h=zeros(n, 1 + width, self.hidden),
-            c=zeros(n, self.hidden),
-            right=zeros(n, width, self.hidden),
-        )
-
-    def pixel(self, kept: DiagonalMemory, x: Tensor, column: int, y: Tensor | None) -> Tensor:
-        gates, kept.gates[:, column] = self.label(self.enter(x), y)[..., 0, 0].chunk(2, dim=1)
-        h, kept.c = cell(torch.addmm(gates, kept.h[:, column : column + 2].flatten(1), self.recur[0].T), kept.c)
-        kept.h[:, column + 1] = h
-        return x + self.leave((h + kept.right[:, column])[..., None, None])
-
-    def finish(self, kept: DiagonalMemory) -> None:
-        h = c = torch.zeros_like(kept.c)
-        for column in reversed(range(kept.gates.shape[1])):
-            seen = torch.cat([h, kept.right[:, column]], dim=1)
-            h, c = cell(torch.addmm(kept.gates[:, column], seen, self.recur[1].T), c)
-            kept.right[:, column] = h
-        kept.c.zero_()
 
 
 def _mixed(layer: nn.Conv2d, x: Tensor) -> Tensor:

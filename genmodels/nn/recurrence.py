@@ -18,10 +18,9 @@ sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.ate
 
 def cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """One step of an LSTM. gates (n, 4 F): input, forget, output, content; c (n, F) -> h, c (n, F), float32 at least."""
-    features = c.shape[-1]
-    opened, content = wide(gates).split([3 * features, features], dim=-1)
-    i, f, o = torch.sigmoid(opened).chunk(3, dim=-1)
-    c = f * c + i * torch.tanh(content)
+    gates = wide(gates)
+    i, f, o, _ = torch.sigmoid(gates).chunk(4, dim=-1)
+    c = torch.addcmul(f * c, i, torch.tanh(gates[..., 3 * c.shape[-1] :]))
     return o * torch.tanh(c), c
 
 
