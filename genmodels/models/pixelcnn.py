@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.core import Event
+from genmodels.core.forced import Slanted
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
 from genmodels.nn.heads import ChannelHeads
@@ -48,7 +49,7 @@ class Block(nn.Module):
         return self.up(F.relu(self.label(seen, y)))
 
 
-class PixelCNN(Raster):
+class PixelCNN(Raster, Slanted):
     VERSION = 2
 
     @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,11 @@ class PixelCNN(Raster):
         self.blocks = nn.ModuleList(Block(config.hidden, event.classes, context) for _ in range(config.layers))
         self.heads = ChannelHeads(2 * config.hidden, config.head, channels, event.levels)
         self.context = Context(self.event.condition, config.hidden) if self.event.condition else None
+
+    @property
+    def behind(self) -> int:
+        # The first convolution sees `reach` columns to the right there; one of the others goes up a row only with what it saw left of the pixel.
+        return self.first.reach + 1
 
     def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None, *, c: Tensor | None = None) -> Tensor:
         context, rate = self._context(c), self.config.dropout
@@ -152,7 +158,7 @@ class Stacks:
     """A layer's (B, features, 1, reach + W): its horizontal input in this row, zeros left of the picture."""
 
 
-class GatedPixelCNN(Raster):
+class GatedPixelCNN(Raster, Slanted):
     VERSION = 2
 
     @dataclass(frozen=True, kw_only=True)
@@ -173,6 +179,12 @@ class GatedPixelCNN(Raster):
         self.place = nn.Parameter(torch.zeros(config.hidden, height, width))
         self.heads = ChannelHeads(config.hidden, config.head, channels, event.levels)
         self.context = Context(self.event.condition, config.hidden) if self.event.condition else None
+
+    @property
+    def behind(self) -> int:
+        return (
+            self.config.layers * (self.config.kernel // 2) + 1
+        )  # every layer of the vertical stack sees further to the right in its own row
 
     def logits(self, z: Tensor, y: Tensor | None, noise: Noise | None = None, *, c: Tensor | None = None) -> Tensor:
         context = self._context(c)

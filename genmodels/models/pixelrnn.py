@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core.forced import TeacherForced
 from genmodels.nn.gates import drop
-from genmodels.nn.heads import ChannelHeads, PackedHeads, raster
+from genmodels.nn.heads import ChannelHeads, PackedHeads, nats, raster
 from genmodels.nn.lstm import DiagonalLayer, RowLayer, Sweep
 from genmodels.nn.lstm_stack import DiagonalStack, Row, RowStack, Stack
-from genmodels.nn.scaling import scaled, wide
+from genmodels.nn.scaling import scaled
 from genmodels.noise import Noise
 
 
@@ -71,7 +72,7 @@ class Canvas:
     """The sub-pixel that comes next: channels of a pixel, pixels of a row, rows."""
 
 
-class PixelRNN(Trained, Autoregressive):
+class PixelRNN(Trained, Autoregressive, TeacherForced):
     """What both kinds share: everything but the recurrent layer."""
 
     VERSION = 2
@@ -126,8 +127,10 @@ class PixelRNN(Trained, Autoregressive):
         return self.heads(h, z)
 
     def conditional_log_probs(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
-        logits = wide(self.logits(self._scaled(x), y, noise))
-        return -F.cross_entropy(logits.flatten(0, -2), x.flatten().long(), reduction="none").reshape(x.shape)
+        return nats(self.all_logits(x, y=y, c=c, noise=noise), x)
+
+    def all_logits(self, x: Tensor, *, y: Tensor | None, c: Tensor | None, noise: Noise | None = None) -> Tensor:
+        return self.logits(self._scaled(x), y, noise)
 
     def objectives(self) -> list[Objective]:
         return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=4e-3))]
