@@ -55,7 +55,7 @@ class Stack(ABC):
     leave: Columns
     """By layer (hidden, features): from h to what is added to the layer's input."""
     leave_bias: Tensor
-    """(L, 1, 1, features)."""
+    """(L, 1, features)."""
 
     def begin(self, residual: Tensor) -> Row:
         """The first row; residual (W, n, features) as in `finish`."""
@@ -85,8 +85,8 @@ class Stack(ABC):
     def _open(self, kept: Row, residual: Tensor, h: Tensor) -> None:
         """A row begins under one of hidden states h (L, W, n, hidden)."""
         (layers, width, n, hidden), left = h.shape, -min(self.beside)
-        added = self.leave_bias + torch.matmul(kept.right, torch.stack(self.leave)[:, None])
-        kept.residual = torch.cat([residual[None], added]).cumsum(0)
+        added = torch.baddbmm(self.leave_bias, kept.right.flatten(1, 2), torch.stack(self.leave))
+        kept.residual = torch.cat([residual[None], added.unflatten(1, (width, n))]).cumsum(0)
         seen = torch.cat([_around(h, self.above), _around(kept.residual[:-1], self.beside)], dim=-1)
         gates = torch.bmm(seen.flatten(1, 2), self.told).view(layers, width, n, 4 * hidden) + self.bias
         kept.gates = [list(each.unbind()) for each in gates]
@@ -198,7 +198,7 @@ def _biases(layers: Sequence[RowLayer] | Sequence[DiagonalLayer], n: int, y: Ten
 def _leaving(layers: Sequence[RowLayer] | Sequence[DiagonalLayer]) -> dict[str, Any]:
     return {
         "leave": [layer.leave.weight[..., 0, 0].T.contiguous() for layer in layers],
-        "leave_bias": torch.stack([_bias(layer.leave) for layer in layers])[:, None, None],
+        "leave_bias": torch.stack([_bias(layer.leave) for layer in layers])[:, None],
     }
 
 
