@@ -42,7 +42,8 @@ class Schedule:
 class TrainConfig:
     """The numbers of a training. batch_size: examples a step over all workers; accumulate: parts that a worker's slice is computed in;
     lr: of every objective that names none of its own; objectives: per objective, overrides of its Optimizer; ema: decay of the running
-    mean of the weights (0: none), lower at first: min(ema, (1 + t) / (10 + t)).
+    mean of the weights (0: none), lower at first: min(ema, (1 + t) / (10 + t)); compile: losses by torch.compile, which takes a C++ compiler
+    (Triton on a GPU) and half a minute or so at the start of every process.
 
     Where a model learns by passes, steps is the largest number of them, batch_size the rows read at once, and only seed and threads count beside."""
 
@@ -54,6 +55,7 @@ class TrainConfig:
     schedule: Schedule = field(default_factory=Schedule)
     ema: float = 0.0
     precision: Precision = "f32"
+    compile: bool = False
     seed: int = 0
     threads: int = 1
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from genmodels.compilation import compiled
 from genmodels.core import Batch, GenerativeModel, Metrics, Objective, Optimizer
 from genmodels.noise import Noise
 
@@ -70,11 +71,19 @@ class Player:
     """One objective's turn in a step."""
 
     def __init__(
-        self, model: GenerativeModel, objective: Objective, pieces: Sequence[Piece], settings: Optimizer, precision: Precision
+        self,
+        model: GenerativeModel,
+        objective: Objective,
+        pieces: Sequence[Piece],
+        settings: Optimizer,
+        *,
+        precision: Precision,
+        compiling: bool,
     ) -> None:
         self._own = list(dict.fromkeys(parameter for parameter in objective.parameters if parameter.requires_grad))
         own = set(self._own)
         self.objective, self.settings, self.precision = objective, settings, precision
+        self._loss = compiled(objective) if compiling else objective.loss
         self.values = [piece.values for piece in pieces if objective.name in piece.names]
         self.optimizer = _torch_optimizer(self.values, settings)
         self._others = [parameter for parameter in model.parameters() if parameter not in own and parameter.requires_grad]
@@ -93,7 +102,7 @@ class Player:
                 whole = stop - start == rows
                 given = (batch, noise) if whole else (batch.rows(start, stop), noise.rows(start, stop))
                 with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss, metrics = self.objective.loss(*given)
+                    loss, metrics = self._loss(*given)
                 share = (stop - start) / rows
                 (loss if whole else loss * share).backward(inputs=self._own)
                 found.append({name: value.detach() * share for name, value in {"loss": loss, **metrics}.items()})

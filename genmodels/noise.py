@@ -96,19 +96,27 @@ class Noise:
         return torch.argsort(self.shared(tag, (n,)).to(torch.float64), stable=True)
 
     def _words(self, tag: str, position: Tensor, size: int) -> Tensor:
-        keys = torch.tensor([_key(seed, tag) for seed in self.seeds], dtype=torch.int64, device=position.device)
-        blocks = torch.arange(-(-size // 4), dtype=torch.int64, device=position.device)
-        column = position[:, None]
-        counter = (column & _WORD, column >> 32 & _WORD, torch.full_like(column, self.step & _WORD), blocks[None])
-        words = philox(torch.broadcast_tensors(*counter), (keys[:, :1], keys[:, 1:]))
-        return torch.stack(words, dim=-1).flatten(1)[:, :size]
+        return words(self._keys(tag), position, self.step, size)
+
+    def _keys(self, tag: str) -> Tensor:
+        return torch.tensor([key(seed, tag) for seed in self.seeds], dtype=torch.int64, device=self.position.device)
 
     @staticmethod
     def _uniform(words: Tensor, shape: tuple[int, ...]) -> Tensor:
         return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(shape)
 
 
-def _key(seed: int, tag: str) -> tuple[int, int]:
+def words(keys: Tensor, position: Tensor, step: int | Tensor, size: int) -> Tensor:
+    """keys (B, 2) or (1, 2), position (B,), step () -> (B, size) int64 words of 32 bits, which depend on their row's key, position and step."""
+    blocks = torch.arange(-(-size // 4), dtype=torch.int64, device=position.device)
+    column = position[:, None]
+    counter = (column & _WORD, column >> 32 & _WORD, torch.zeros_like(column) + (step & _WORD), blocks[None])
+    found = philox(torch.broadcast_tensors(*counter), (keys[:, :1], keys[:, 1:]))
+    return torch.stack(found, dim=-1).flatten(1)[:, :size]
+
+
+def key(seed: int, tag: str) -> tuple[int, int]:
+    """The two words that a seed and a tag come to."""
     word = int.from_bytes(hashlib.blake2b(f"{seed}\0{tag}".encode(), digest_size=8).digest(), "little")
     return word & _WORD, word >> 32
 
@@ -141,10 +149,10 @@ def permuted(n: int, *, seed: int) -> Tensor:
 def _feistel(index: Tensor, half: int, seed: int) -> Tensor:
     low = (1 << half) - 1
     left, right = index >> half, index & low
-    key = tuple(torch.tensor(word) for word in _key(seed, "bijection"))
+    secret = tuple(torch.tensor(word) for word in key(seed, "bijection"))
     zero = torch.zeros_like(index)
     for turn in range(4):
-        mixed = philox((right, right >> 32, zero + turn, zero), key)[0]
+        mixed = philox((right, right >> 32, zero + turn, zero), secret)[0]
         left, right = right, left ^ (mixed & low)
     return left << half | right
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genmodels import checkpoint
 from genmodels.checkpoint import NonFinite, Record, Schedule, TrainConfig
+from genmodels.compilation import check_compiler
 from genmodels.core import Batch, Metrics, Objective, Optimizer, Trained
 from genmodels.descent import Player, Precision, Sum, flatten
 from genmodels.noise import Noise, derive
@@ -39,6 +40,8 @@ class Training:
 
     def __init__(self, model: Trained, config: TrainConfig) -> None:
         _check_precision(config.precision, model.device)
+        if config.compile:
+            check_compiler(model.device)
         torch.set_num_threads(config.threads)
         self.model, self.config, self.step = model, config, 0
         objectives = model.objectives()
@@ -46,7 +49,8 @@ class Training:
             raise ValueError(f"no objective {min(stray)!r} in {type(model).__name__}; known: {', '.join(o.name for o in objectives)}")
         self._pieces = flatten(model, objectives)
         self._players = [
-            Player(model, objective, self._pieces, _optimizer(objective, config), config.precision) for objective in objectives
+            Player(model, objective, self._pieces, _optimizer(objective, config), precision=config.precision, compiling=config.compile)
+            for objective in objectives
         ]
         self._mean = [piece.values.detach().clone() for piece in self._pieces] if config.ema else []
 

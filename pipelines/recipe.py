@@ -143,7 +143,7 @@ def _check_passes(recipe: Recipe, title: str) -> None:
             raise Refused(f"{title}: train.{key}: {recipe.model.family} learns by passes over the data, not by descent; leave it out")
 
 
-DESCENT = ("accumulate", "lr", "objectives", "schedule", "ema", "precision")
+DESCENT = ("accumulate", "lr", "objectives", "schedule", "ema", "precision", "compile")
 """Keys of train that mean nothing where nothing descends."""
 
 

@@ -70,7 +70,7 @@ def code() -> str:
     import genmodels
 
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
-    files = [models / f"{name}.py" for name in ("checkpoint", "descent", "iterate", "noise", "train")]
+    files = [models / f"{name}.py" for name in ("checkpoint", "compilation", "descent", "iterate", "noise", "train")]
     files += [file for folder in ("core", "models", "nn") for file in models.glob(f"{folder}/*.py")]
     files += [here / "learning.py", here / "shards.py", here / "worker.py"]
     total = hashlib.blake2b(digest_size=6)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genmodels import artifact
+from genmodels.compilation import NotCompiled
 from genmodels.machine import equality_class
 from genmodels.train import NonFinite
 from pipelines import conditions, sheet, storage
@@ -95,6 +96,9 @@ def _learn(learning: Learning, config: dict[str, Any], device: str) -> None:
         if scribe:
             scribe.broken(error)
         return
+    except NotCompiled as error:
+        _tell(config["uri"], learning.rank, str(error))
+        return
     if scribe:
         scribe.finish()
 
@@ -118,7 +122,8 @@ class Scribe:
     def __init__(self, learning: Learning, config: dict[str, Any], device: str) -> None:
         recipe: Recipe = config["recipe"]
         self.learning, self.uri, self.lineage = learning, config["uri"], config["lineage"]
-        self.equality = equality_class(device=device, precision=recipe.train.precision, workers=learning.workers)
+        backend = "compiled" if recipe.train.compile else "eager"
+        self.equality = equality_class(device=device, precision=recipe.train.precision, workers=learning.workers, backend=backend)
         self.journal = Journal(storage.join(self.uri, "log.jsonl"), step=learning.training.step)
         self.journal.write(
             "started", learning.training.step, workers=learning.workers, equality_class=self.equality, code=self.lineage["code"]

@@ -105,8 +105,8 @@ def test_a_state_of_another_one_is_refused(tmp_path: Path) -> None:
         walk().restore(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["lr", "ema", "accumulate", "precision"])
+@pytest.mark.parametrize("key", ["lr", "ema", "accumulate", "precision", "compile"])
 def test_numbers_of_descent_are_refused(key: str) -> None:
-    value = {"lr": 0.1, "ema": 0.9, "accumulate": 2, "precision": "bf16"}[key]
+    value = {"lr": 0.1, "ema": 0.9, "accumulate": 2, "precision": "bf16", "compile": True}[key]
     with pytest.raises(ValueError, match=f"^{key} for a Walk, which learns by passes over the data, not by descent; leave it out$"):
         Iteration(Walk(EVENT, Walk.Config()), TrainConfig(steps=1, **{key: value}))  # type: ignore[arg-type]
