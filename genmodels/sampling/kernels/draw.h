@@ -30,6 +30,8 @@ class Plan {
   int64_t number() { return *numbers_++; }
   const float* floats() { return static_cast<const float*>(*tensors_++); }
   const int64_t* integers() { return static_cast<const int64_t*>(*tensors_++); }
+  // What is read after so many numbers and tensors more.
+  Plan after(int64_t numbers, int64_t tensors) const { return Plan(numbers_ + numbers, tensors_ + tensors); }
   template <class A>
   Matrix<A> matrix() {
     Matrix<A> m;
