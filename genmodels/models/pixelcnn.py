@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from genmodels.core import Event
 from genmodels.core.forced import Slanted
+from genmodels.models import pixelcnn_packed
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
 from genmodels.nn.heads import ChannelHeads
@@ -28,6 +29,8 @@ from genmodels.nn.local import Context, LocalBias, heard, with_ones
 from genmodels.nn.masked import PastConv2d
 from genmodels.nn.raster import Raster, Scan
 from genmodels.noise import Noise
+from genmodels.sampling.native import Compiled
+from genmodels.sampling.packing import Packer, Plan
 
 
 class Block(nn.Module):
@@ -49,8 +52,9 @@ class Block(nn.Module):
         return self.up(F.relu(self.label(seen, y)))
 
 
-class PixelCNN(Raster, Slanted):
+class PixelCNN(Raster, Compiled, Slanted):
     VERSION = 2
+    compiled = "pixelcnn"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Raster.Config):
@@ -112,6 +116,12 @@ class PixelCNN(Raster, Slanted):
     def _keep_row(self, scan: Scan, z: Tensor, row: int) -> None:
         scan.kept = [F.pad(rows[:, :, 1:], (0, 0, 0, 1)) for rows in scan.kept]
 
+    def packed(self, packer: Packer) -> Plan:
+        return pixelcnn_packed.plain(self, packer)
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        return pixelcnn_packed.plain_told(self, n, y, c)
+
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]
 
@@ -158,8 +168,9 @@ class Stacks:
     """A layer's (B, features, 1, reach + W): its horizontal input in this row, zeros left of the picture."""
 
 
-class GatedPixelCNN(Raster, Slanted):
+class GatedPixelCNN(Raster, Compiled, Slanted):
     VERSION = 2
+    compiled = "gated_pixelcnn"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Raster.Config):
@@ -232,6 +243,12 @@ class GatedPixelCNN(Raster, Slanted):
             kept.above[i], kept.hints[i] = seen[:, :, 1:], layer.hint(risen)
             kept.left[i].zero_()
             v = layer.next_v(v, heard(risen, told, row), scan.told.y)
+
+    def packed(self, packer: Packer) -> Plan:
+        return pixelcnn_packed.gated(self, packer)
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        return pixelcnn_packed.gated_told(self, n, y, c)
 
     def _layers(self) -> list[GatedLayer]:
         return list(self.layers)  # type: ignore[arg-type]
