@@ -19,14 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core import Event, Objective, Optimizer, Trained
 from genmodels.core.forced import TeacherForced
+from genmodels.models import pixelcnnpp_packed
 from genmodels.nn.gates import drop
 from genmodels.nn.heads import raster
 from genmodels.nn.likelihood import LogisticMixture
 from genmodels.nn.scaling import scaled
 from genmodels.nn.streams import COLUMNS, ROWS, Stream, Trail, halved
 from genmodels.noise import Noise
+from genmodels.sampling.native import Compiled
+from genmodels.sampling.packing import Packer, Plan
 
 
 @dataclass
@@ -49,8 +52,9 @@ class Canvas:
     """The value that comes next: channels of a pixel, pixels of a row, rows."""
 
 
-class PixelCNNPlusPlus(Trained, Autoregressive, TeacherForced):
+class PixelCNNPlusPlus(Trained, Compiled, TeacherForced):
     modalities = frozenset({"image"})
+    compiled = "pixelcnnpp"
     VERSION = 2
 
     @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,12 @@ class PixelCNNPlusPlus(Trained, Autoregressive, TeacherForced):
         memory.step += 1
         if channel == channels - 1:
             memory.row[..., self.reach + column, None] = self._input(memory.pixel)
+
+    def packed(self, packer: Packer) -> Plan:
+        return pixelcnnpp_packed.plan(self, packer)
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        return pixelcnnpp_packed.told(self, n, y)
 
     def _begin_row(self, canvas: Canvas, row: int) -> None:
         """The vertical stream over the row just drawn, and a clean row."""

@@ -50,20 +50,31 @@ class Packer:
     def floats(self, values: Tensor) -> None:
         self._tensors.append(values.detach().to(torch.float32).contiguous())
 
-    def matrix(self, weight: Tensor, bias: Tensor | None = None, *, outs: Sequence[int] = (), ins: Sequence[int] = ()) -> None:
+    def matrix(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        outs: Sequence[int] = (),
+        ins: Sequence[int] = (),
+        close: bool = False,
+        exact: bool = False,
+    ) -> None:
         """weight (outputs, inputs), bias (outputs,). outs, ins: sizes of the groups that outputs and inputs lie in, each padded for itself; one
-        group where nothing is said."""
-        weight = lanes(lanes(weight, 0, outs), 1, ins)
+        group where nothing is said. close: inputs are padded to an even number alone. exact: float32 in every precision."""
+        weight = lanes(weight, 0, outs)
+        weight = F.pad(weight, (0, weight.shape[1] % 2)) if close else lanes(weight, 1, ins)
         bias = torch.zeros(len(weight)) if bias is None else lanes(bias, 0, outs)
         self.numbers(weight.shape[1], weight.shape[0])
+        narrow = self._narrow and not exact
         blocks, start = [], 0
         for size in (64, 32, 16):
             while start + size <= len(weight):
                 block = weight[start : start + size].detach().T
-                blocks.append((block.unflatten(0, (-1, 2)).transpose(1, 2) if self._narrow else block).flatten())
+                blocks.append((block.unflatten(0, (-1, 2)).transpose(1, 2) if narrow else block).flatten())
                 start += size
         self._tensors += [
-            torch.cat(blocks).to(torch.bfloat16 if self._narrow else torch.float32),
+            torch.cat(blocks).to(torch.bfloat16 if narrow else torch.float32),
             bias.detach().to(torch.float32).contiguous(),
         ]
 

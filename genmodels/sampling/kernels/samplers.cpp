@@ -6,6 +6,7 @@
 
 #include "gated.h"
 #include "pixelcnn.h"
+#include "pixelcnnpp.h"
 #include "wavenet.h"
 
 namespace genmodels {
@@ -62,11 +63,13 @@ int64_t advance(const int64_t* numbers, const void* const* tensors, Row* rows, i
 GENMODELS_SAMPLER(wavenet_f32, genmodels::WaveNet<genmodels::F32>)
 GENMODELS_SAMPLER(pixelcnn_f32, genmodels::PixelCNN<genmodels::F32>)
 GENMODELS_SAMPLER(gated_pixelcnn_f32, genmodels::GatedPixelCNN<genmodels::F32>)
+GENMODELS_SAMPLER(pixelcnnpp_f32, genmodels::PixelCNNPlusPlus<genmodels::F32>)
 
 #if defined(__AVX512BF16__)
 GENMODELS_SAMPLER(wavenet_bf16, genmodels::WaveNet<genmodels::Bf16>)
 GENMODELS_SAMPLER(pixelcnn_bf16, genmodels::PixelCNN<genmodels::Bf16>)
 GENMODELS_SAMPLER(gated_pixelcnn_bf16, genmodels::GatedPixelCNN<genmodels::Bf16>)
+GENMODELS_SAMPLER(pixelcnnpp_bf16, genmodels::PixelCNNPlusPlus<genmodels::Bf16>)
 #endif
 
 // Raised with every change of Row or of what a plan holds: a library of another version is not used.

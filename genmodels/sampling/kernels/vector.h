@@ -93,6 +93,13 @@ inline Vector elu(Vector a) { return where_positive(a, a, exp(min(a, all(0))) - 
 
 inline Vector sigmoid(Vector a) { return all(1.f) / (all(1.f) + exp(all(0) - a)); }
 
+// Beyond 9 it is 1 in float32.
+inline Vector tanh(Vector a) {
+  a = min(max(a, all(-9.f)), all(9.f));
+  const Vector e = exp(a + a), one = all(1.f);
+  return (e - one) / (e + one);
+}
+
 // tanh(a) sigmoid(b); beyond 9 a tanh is 1 in float32.
 inline Vector gate(Vector a, Vector b) {
   a = min(max(a, all(-9.f)), all(9.f));
