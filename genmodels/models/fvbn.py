@@ -13,11 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core import Event, Objective, Optimizer, Trained
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.orders import arrangement, check, inverse
 from genmodels.noise import Noise
+from genmodels.sampling import causal
+from genmodels.sampling.native import Compiled
+from genmodels.sampling.packing import Packer, Plan
 
 
 @dataclass
@@ -29,7 +32,8 @@ class Sums:
     step: int = 0
 
 
-class FVBN(Trained, Autoregressive):
+class FVBN(Trained, Compiled):
+    compiled = "causal"
     visits: Tensor
     """(D,) int64."""
 
@@ -84,3 +88,10 @@ class FVBN(Trained, Autoregressive):
         memory.step += 1
         later = memory.step * self.outputs
         memory.raw[:, later:] += values.features(level, self.event.levels, weight.dtype) @ weight[:, later:]
+
+    def packed(self, packer: Packer) -> Plan:
+        return causal.pack(packer, self.compiled, [causal.Member(self.weight)], self.visits[None], levels=self.event.levels)
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        raw = self.label(self.bias.expand(1 if y is None else n, -1), y).unflatten(1, (self.event.dims, self.outputs))
+        return causal.tell([()], causal.stretches(self.event.dims, self.outputs, [()]), [raw])

@@ -17,15 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core import Event, Objective, Optimizer, Trained
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop
 from genmodels.nn.orders import arrangements, check, inverse
 from genmodels.noise import Noise, categorical
+from genmodels.sampling import causal
+from genmodels.sampling.native import Compiled
+from genmodels.sampling.packing import Packer, Plan
 
 START = 0.1
 """Variance of the first outputs, about: small, so that training starts near the uniform."""
+
+PACKED = 2**29
+"""Bytes of weights that the compiled sampler may keep for the members of an ensemble; larger ones are drawn from eagerly."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Partial:
     step: int = 0
 
 
-class MADE(Trained, Autoregressive):
+class MADE(Trained, Compiled):
+    compiled = "causal"
     orders: Tensor
     """(O, D) int64 places as visited."""
     ranks: Tensor
@@ -212,6 +219,28 @@ class MADE(Trained, Autoregressive):
         memory.sums += share * (members.first >= memory.step)
         memory.log_weight += memory.each.gather(2, level[:, None, None].expand(-1, memory.each.shape[1], 1))[..., 0]
         memory.step += 1
+
+    def compilable(self) -> bool:
+        """Its kernel has weights of every member's own, half of them on average."""
+        members = self.config.orders * self.config.masks
+        return members == 1 or 2 * members * sum(each.numel() for each in self.parameters()) <= PACKED
+
+    def packed(self, packer: Packer) -> Plan:
+        first, *further = self._layers()
+        weights = [first.weight.T.unflatten(0, (self.event.dims, self.inputs)), *(layer.weight.T for layer in further)]
+        leave = self.out.weight.unflatten(0, (self.event.dims, self.outputs))
+        members = causal.ensemble(weights, leave, self.orders, self._degrees())
+        return causal.pack(packer, self.compiled, members, self.orders, levels=self.event.levels)
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        rows, degrees = 1 if y is None else n, causal.by_member(self._degrees())
+        biases = [layer.bias.expand(rows, -1) for layer in self._layers()]
+        raw = self.label(self.out.bias.expand(rows, -1), y).unflatten(1, (self.event.dims, self.outputs))
+        return causal.tell(
+            [[self.hidden_label(biases[0], y), *biases[1:]]] * len(degrees),
+            causal.stretches(self.event.dims, self.outputs, degrees),
+            [raw[:, order] for order in self.orders for _ in range(self.config.masks)],
+        )
 
     def _member(self, order: int, mask: int) -> list[Tensor]:
         """What one member's units have and need: ranks of the inputs, degrees of each hidden layer, the last rank that each output may see."""

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from genmodels.core import Autoregressive, Batch, Event, Metrics, Objective, Optimizer, Trained
+from genmodels.core import Batch, Event, Metrics, Objective, Optimizer, Trained
 from genmodels.core.autoregressive import LN2
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.orders import arrangement, check, inverse
 from genmodels.nn.scaling import wide
 from genmodels.noise import Noise, categorical, derive
+from genmodels.sampling.native import Compiled
+from genmodels.sampling.packing import Packer, Plan, lanes, size
 
 CHUNK = 2**21
 """Numbers that one layer makes of one chunk of steps: what bounds the memory of a score."""
@@ -55,7 +57,9 @@ class Seen:
     step: int = 0
 
 
-class NADE(Trained, Autoregressive):
+class NADE(Trained, Compiled):
+    compiled = "nade"
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """hidden: units of each layer. order: raster, random (a function of order_seed), or the places of the flattened event as they are visited: of
@@ -209,6 +213,9 @@ class NADE(Trained, Autoregressive):
             units = act(self._labelled(i + 1, layer(units), y))
         return units
 
+    def _deeper(self) -> list[nn.Linear]:
+        return list(self.deeper)  # type: ignore[arg-type]
+
     def _labelled(self, layer: int, sums: Tensor, y: Tensor | None) -> Tensor:
         return self.classes[layer](sums.movedim(-1, 1), y).movedim(1, -1)
 
@@ -219,6 +226,24 @@ class NADE(Trained, Autoregressive):
             leave=self.leave.weight.unflatten(0, (dims, -1)).transpose(1, 2).contiguous(),
             bias=self.leave.bias.reshape(dims, 1, -1),
         )
+
+    def packed(self, packer: Packer) -> Plan:
+        levels, units, tables = self.event.levels, self.config.hidden, self._tables()
+        packer.numbers(levels, self.outputs, self.steps, self.config.activation == "sigmoid", len(units), *(size(each) for each in units))
+        packer.floats(self.leave.bias)
+        told_apart = torch.arange(levels) if levels <= values.SOFTMAX else torch.tensor([0, levels - 1])
+        gains = self._inputs(told_apart) @ tables.enter
+        if levels > values.SOFTMAX:
+            gains = torch.cat([tables.enter[:, :1], tables.enter[:, -1:], gains], dim=1)
+        packer.floats(torch.cat([lanes(tables.leave.transpose(1, 2), 2).flatten(1), lanes(gains, 2).flatten(1)], dim=1))
+        for layer in self._deeper():
+            packer.matrix(layer.weight)
+        return packer.plan(self.compiled, state=size(units[0]))
+
+    def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        rows = 1 if y is None else n
+        deeper = (self._labelled(i + 1, layer.bias.expand(rows, -1), y) for i, layer in enumerate(self._deeper()))
+        return torch.cat([lanes(each, 1) for each in (self._empty(rows, y), *deeper)], dim=1)
 
 
 def _places(memory: Seen) -> Tensor:

@@ -30,6 +30,10 @@ class Compiled(Autoregressive):
     compiled: ClassVar[str]
     """The name of its kernel in the library."""
 
+    def compilable(self) -> bool:
+        """Whether its kernel is the better sampler for a model of this size; where not, it is drawn from eagerly."""
+        return True
+
     @abstractmethod
     def packed(self, packer: Packer) -> Plan:
         """The model for its kernel, which states what it reads. Raises ValueError for a weight that is not finite."""
@@ -80,6 +84,8 @@ class Native(Sampler):
         weights = next(model.parameters())
         copy = self._copy()
         if not isinstance(model, Compiled) or copy is None or weights.device.type != "cpu" or weights.dtype != torch.float32:
+            return None
+        if not model.compilable():
             return None
         function = getattr(library.load(copy), f"genmodels_{model.compiled}_{self.precision}", None)
         if function is None and self.precision == "bf16":

@@ -4,7 +4,9 @@
 #include <thread>
 #include <vector>
 
+#include "causal.h"
 #include "gated.h"
+#include "nade.h"
 #include "pixelcnn.h"
 #include "pixelcnnpp.h"
 #include "wavenet.h"
@@ -64,12 +66,16 @@ GENMODELS_SAMPLER(wavenet_f32, genmodels::WaveNet<genmodels::F32>)
 GENMODELS_SAMPLER(pixelcnn_f32, genmodels::PixelCNN<genmodels::F32>)
 GENMODELS_SAMPLER(gated_pixelcnn_f32, genmodels::GatedPixelCNN<genmodels::F32>)
 GENMODELS_SAMPLER(pixelcnnpp_f32, genmodels::PixelCNNPlusPlus<genmodels::F32>)
+GENMODELS_SAMPLER(causal_f32, genmodels::Causal<genmodels::F32>)
+GENMODELS_SAMPLER(nade_f32, genmodels::Nade<genmodels::F32>)
 
 #if defined(__AVX512BF16__)
 GENMODELS_SAMPLER(wavenet_bf16, genmodels::WaveNet<genmodels::Bf16>)
 GENMODELS_SAMPLER(pixelcnn_bf16, genmodels::PixelCNN<genmodels::Bf16>)
 GENMODELS_SAMPLER(gated_pixelcnn_bf16, genmodels::GatedPixelCNN<genmodels::Bf16>)
 GENMODELS_SAMPLER(pixelcnnpp_bf16, genmodels::PixelCNNPlusPlus<genmodels::Bf16>)
+GENMODELS_SAMPLER(causal_bf16, genmodels::Causal<genmodels::Bf16>)
+GENMODELS_SAMPLER(nade_bf16, genmodels::Nade<genmodels::Bf16>)
 #endif
 
 // Raised with every change of Row or of what a plan holds: a library of another version is not used.
