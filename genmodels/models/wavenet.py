@@ -32,6 +32,7 @@ from genmodels.noise import Noise
 from genmodels.sampling.graphs import Periodic
 from genmodels.sampling.native import Compiled
 from genmodels.sampling.packing import Packer, Plan, lanes, size
+from genmodels.sampling.triton_wavenet import Dilated, Stack
 
 Condition = Literal["none", "given", "log-mel"]
 
@@ -84,7 +85,7 @@ class Tape:
     step: int = 0
 
 
-class WaveNet(Trained, Compiled, TeacherForced, Periodic):
+class WaveNet(Trained, Compiled, Dilated, TeacherForced, Periodic):
     modalities = frozenset({"audio"})
     compiled = "wavenet"
 
@@ -261,6 +262,23 @@ class WaveNet(Trained, Compiled, TeacherForced, Periodic):
         rows = 1 if y is None and c is None else n
         biases = torch.stack([torch.stack(frame) for frame in self._biases(rows, y, c)])  # (frames, layers, 2 residual, rows)
         return lanes(biases, 2, [self.config.residual] * 2).movedim(3, 0).flatten(1)
+
+    def stack(self) -> Stack:
+        layers, width = self._layers(), self.config.residual
+        residuals = [_matrix(layer.residual) for layer in layers if layer.residual is not None]
+        residuals.append((self.out.weight.new_zeros(width, width), self.out.weight.new_zeros(width, 1)))
+        return Stack(
+            embedding=self.levels.weight,
+            dilations=self.config.dilations,
+            taps=torch.stack([layer.taps.weight for layer in layers]),
+            residuals=(torch.stack([weight for weight, _ in residuals]), torch.cat([bias.T for _, bias in residuals])),
+            skips=(torch.stack([layer.skip.weight[..., 0] for layer in layers]), torch.cat([_column(layer.skip).T for layer in layers])),
+            hidden=(self.hidden.weight[..., 0], _column(self.hidden)[:, 0]),
+            out=(self.out.weight[..., 0], _column(self.out)[:, 0]),
+        )
+
+    def gates(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
+        return torch.stack([torch.stack(frame) for frame in self._biases(n, y, c)])
 
     def _layers(self) -> list[DilatedLayer]:
         return list(self.layers)  # type: ignore[arg-type]
