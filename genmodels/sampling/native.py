@@ -2,7 +2,7 @@
 
 import ctypes
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -102,6 +102,25 @@ class Fixed:
     told: Tensor
     threads: int | None
 
+    def run(self, arguments: tuple[Any, ...], table: NDArray[Any], k: int) -> None:
+        """k steps of the rows of a table, to which the arguments point."""
+        failed = self.function(*arguments, k, self.threads or torch.get_num_threads())
+        if failed >= 0:
+            raise NotFinite(failed, int(table["step"][failed]))
+        if failed < -1:
+            raise MemoryError("no memory for the sampler's scratch")
+
+
+class NotFinite(ValueError):
+    """Logits of a row that are no finite numbers."""
+
+    state: Drawing | None = None
+    """Where several were advanced, the one that the row belongs to."""
+
+    def __init__(self, row: int, step: int) -> None:
+        super().__init__(f"the logits of row {row} at step {step} are not all finite numbers: the model's weights are broken")
+        self.row = row
+
 
 @dataclass
 class NativeMemory(Fused):
@@ -113,20 +132,39 @@ class NativeMemory(Fused):
 
     def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
         k = min(k, state.x.shape[1] - state.step)
+        rows = self.found(state)
+        rows.table["logits"] = 0 if logits is None else _addresses(logits, len(rows.table))
+        self.fixed.run(rows.arguments, rows.table, k)
+        state.step += k
+
+    def found(self, state: Drawing) -> "Rows":
         if self.rows is None or self.rows.key != _key(state, self.kept):
             self.rows = Rows(state, self)
-        rows, fixed = self.rows.table, self.fixed
-        rows["step"] = state.step
-        rows["logits"] = 0 if logits is None else _addresses(logits, len(rows))
-        threads = fixed.threads or torch.get_num_threads()
-        failed = fixed.function(*self.rows.arguments, k, threads)
-        if failed >= 0:
-            raise ValueError(
-                f"the logits of row {failed} at step {rows['step'][failed]} are not all finite numbers: the model's weights are broken"
-            )
-        if failed < -1:
-            raise MemoryError("no memory for the sampler's scratch")
-        state.step += k
+        self.rows.table["step"] = state.step
+        return self.rows
+
+
+def advance_together(states: Sequence[Drawing], k: int) -> None:
+    """k more steps of drawings of one plan, wherever each stands, in one call: to each the same as if it were advanced alone.
+
+    Those that are done are left alone. Raises NotFinite, which names the drawing; the others have then lost their place and must begin again.
+    """
+    states = [state for state in states if state.step < state.x.shape[1]]
+    if not states:
+        return
+    fixed = states[0].memory.fixed
+    if any(state.memory.fixed.plan is not fixed.plan for state in states):
+        raise ValueError("drawings of several plans; wanted those of one model with the same weights and precision")
+    table = np.concatenate([state.memory.found(state).table for state in states])
+    table["logits"] = 0
+    try:
+        fixed.run(_arguments(fixed.plan, table), table, k)
+    except NotFinite as error:
+        ends = np.cumsum([len(state.x) for state in states])
+        error.state = states[int(np.searchsorted(ends, error.row, side="right"))]
+        raise
+    for state in states:
+        state.step = min(state.step + k, state.x.shape[1])
 
 
 class Rows:
@@ -146,7 +184,11 @@ class Rows:
         for name, tensor in places.items():
             self.table[name] = _addresses(tensor, n)
         self.table["temperature"] = state.temperature[:, 0].numpy()
-        self.arguments = (address(plan.numbers), address(plan.pointers), address(self.table), ctypes.c_int64(n))
+        self.arguments = _arguments(plan, self.table)
+
+
+def _arguments(plan: Plan, table: NDArray[Any]) -> tuple[Any, ...]:
+    return address(plan.numbers), address(plan.pointers), address(table), ctypes.c_int64(len(table))
 
 
 def _key(state: Drawing, kept: Tensor) -> tuple[int, ...]:
