@@ -1,9 +1,10 @@
-"""Training through Ray Train against the bare loop on the same tensors, and how long the loader is waited for.
+"""How fast a PixelCNN trains and why, what averaging over workers costs, and training through Ray Train against the bare loop.
 
-    python benchmarks/training.py [--recipe digits-pixelcnn] [--steps 300] [--rounds 3]
+    python -m benchmarks.training [--write FOLDER] [--threads 1] [--recipe digits-pixelcnn] [--parts ladder averaging ray]
 
-Rounds of both are interleaved, each of them from fresh weights; the first fifth of a run is warm-up and not counted. Medians over all looks of all
-rounds; quote the ratio, since absolute figures drift on a shared machine.
+Prints Markdown. The ladder: one step of 8 layers and 64 channels on 28x28 pixels of 256 levels, gated and plain, from masks multiplied at every
+forward to one compiled graph, beside the machine's own rate of arithmetic. Rounds of what is compared are interleaved; medians; quote the ratios,
+since absolute figures drift on a shared machine. Under five minutes on two cores.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.averaging import EVENTS, averaged
+from benchmarks.ladder import LADDER, Climbed, climb, flops, peak
+from genmodels.compilation import check_compiler
 from genmodels.core import Trained
 from genmodels.machine import equality_class
 from genmodels.train import Training
@@ -28,6 +32,110 @@ from pipelines.shards import Stream
 from pipelines.train import train
 
 LOOK = 10
+FAMILIES = {"gated_pixelcnn": "Gated PixelCNN", "pixelcnn": "PixelCNN"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--parts", nargs="+", choices=["ladder", "averaging", "ray"], default=["ladder", "averaging", "ray"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16, help="pictures of a step of the ladder")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of every rung of the ladder")
+    parser.add_argument("--recipe", default="digits-pixelcnn", help="what is trained through Ray Train")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the table as training.md and the ladder as training.png")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    climbed: dict[str, list[Climbed]] = {}
+    lines: list[str] = []
+    for part in ("machine", *asked.parts):
+        if part == "ladder":
+            climbed, said = ladder(asked)
+        else:
+            said = (
+                [f"{equality_class()}, {os.cpu_count()} cores", ""]
+                if part == "machine"
+                else averaging()
+                if part == "averaging"
+                else through_ray(asked.recipe, asked.steps)
+            )
+        print("\n".join(said), flush=True)
+        lines += said
+    if asked.write:
+        asked.write.mkdir(parents=True, exist_ok=True)
+        (asked.write / "training.md").write_text("\n".join(lines) + "\n")
+        if climbed:
+            plot(climbed, asked.write / "training.png")
+
+
+def ladder(asked: argparse.Namespace) -> tuple[dict[str, list[Climbed]], list[str]]:
+    rungs = tuple(rung for rung in LADDER if possible(rung.precision, rung.compile))
+    peaks = {rung.precision: peak(rung.precision) for rung in rungs}
+    said = ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items())
+    lines = [f"Batch {asked.batch}, {asked.threads} threads, medians of {asked.rounds} interleaved steps. Measured peaks: {said}.", ""]
+    found = {}
+    for family, title in FAMILIES.items():
+        found[family] = climb(family, rows=asked.batch, threads=asked.threads, rounds=asked.rounds, rungs=rungs)
+        work = flops(family, asked.batch)
+        lines += [
+            f"| {title}, {work / 1e9:.0f} GFLOP a step | ms a step | pictures/s | ratio | of the peak | s at start |",
+            "|---|--:|--:|--:|--:|--:|",
+        ]
+        for each in found[family]:
+            share, ratio = work / each.seconds / peaks[each.rung.precision], found[family][0].seconds / each.seconds
+            figures = [
+                f"{1e3 * each.seconds:.0f}",
+                f"{asked.batch / each.seconds:.0f}",
+                f"{ratio:.2f}",
+                f"{share:.0%}",
+                f"{each.start:.0f}",
+            ]
+            lines.append(f"| {each.rung.name} | {' | '.join(figures)} |")
+        lines.append("")
+    return found, lines
+
+
+def possible(precision: str, compiled: bool) -> bool:
+    able = any(present is True for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    if compiled:
+        try:
+            check_compiler(torch.device("cpu"))
+        except ValueError:
+            return False
+    return able or precision == "f32"
+
+
+def averaging() -> list[str]:
+    lines = ["| two gloo workers, one thread each | ms a step | summed, MB | ms in the sum | of a step | waiting for the other |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
+    for recipe in EVENTS:
+        found = averaged(recipe, steps=40 if recipe.startswith("digits") else 12)
+        figures = [f"{1e3 * found.step:.1f}", f"{found.megabytes:.2f}", f"{1e3 * found.sum:.2f}"]
+        figures += [f"{found.sum / found.step:.1%}", f"{found.wait / found.step:.1%}"]
+        lines.append(f"| {recipe} | {' | '.join(figures)} |")
+    return [*lines, ""]
+
+
+def through_ray(name: str, steps: int, rounds: int = 2) -> list[str]:
+    """Each round from fresh weights; the first fifth of a run is warm-up and not counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {"steps": steps, "valid_every": steps, "checkpoint_every": steps, "valid_examples": 16, "threads": torch.get_num_threads()}
+        recipe = recipes.load(name, [f"storage={Path(folder)}", *(f"train.{key}={value}" for key, value in keys.items())])
+        shards = prepare(recipe)
+        alone, ray, waits = [], [], []
+        for round_ in range(rounds):
+            alone += bare(recipe, shards)
+            speeds, waited = trained(recipe, shards, round_)
+            ray, waits = ray + speeds, waits + waited
+    cluster.shutdown()
+    one, other = statistics.median(alone), statistics.median(ray)
+    figures = f"{one:.2f} | {other:.2f} | {other / one:.3f} | {statistics.median(waits):.2%} | {max(waits):.2%}"
+    return [
+        f"| {rounds} rounds of {steps} steps | bare loop, steps/s | Ray Train, steps/s | ratio | waiting for the loader | worst look |",
+        "|---|--:|--:|--:|--:|--:|",
+        f"| {name} | {figures} |",
+        "",
+    ]
 
 
 def bare(recipe: Recipe, shards: Shards) -> list[float]:
@@ -46,7 +154,7 @@ def bare(recipe: Recipe, shards: Shards) -> list[float]:
     return warm(speeds)
 
 
-def through_ray(recipe: Recipe, shards: Shards, round_: int) -> tuple[list[float], list[float]]:
+def trained(recipe: Recipe, shards: Shards, round_: int) -> tuple[list[float], list[float]]:
     """Steps a second and the loader's share of the time at each look, from the training's own log."""
     named = recipe.model_copy(update={"name": f"{recipe.name}-{round_}"})
     lines = [line for line in journal.read(train(named, shards).log) if line["event"] == "step"]
@@ -57,28 +165,25 @@ def warm(values: list[float]) -> list[float]:
     return values[len(values) // 5 :]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--recipe", default="digits-pixelcnn")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        whole = asked.steps
-        keys = {"steps": whole, "valid_every": whole, "checkpoint_every": whole, "valid_examples": 16}
-        recipe = recipes.load(asked.recipe, [f"storage={Path(folder)}", *(f"train.{key}={value}" for key, value in keys.items())])
-        shards = prepare(recipe)
-        alone, ray, waits = [], [], []
-        for round_ in range(asked.rounds):
-            alone += bare(recipe, shards)
-            speeds, waited = through_ray(recipe, shards, round_)
-            ray, waits = ray + speeds, waits + waited
-    cluster.shutdown()
-    print(f"machine      {equality_class()}, {torch.get_num_threads()} of {os.cpu_count()} cores")
-    print(f"recipe       {asked.recipe}: batches of {recipe.train.batch_size}, {asked.rounds} rounds of {asked.steps} steps")
-    print(f"bare loop    {statistics.median(alone):8.2f} steps/s")
-    print(f"Ray Train    {statistics.median(ray):8.2f} steps/s, {statistics.median(ray) / statistics.median(alone):.3f} of the bare loop")
-    print(f"loader wait  {100 * statistics.median(waits):8.2f} % of a step (worst look {100 * max(waits):.2f} %)")
+def plot(climbed: dict[str, list[Climbed]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+    height = 0.38
+    for index, (family, found) in enumerate(climbed.items()):
+        ratios = [found[0].seconds / each.seconds for each in found]
+        places = [row + (index - 0.5) * height for row in range(len(found))]
+        axes.bar_label(axes.barh(places, ratios, height, label=FAMILIES[family]), fmt="%.1f", padding=3)
+    axes.set_yticks(range(len(next(iter(climbed.values())))), [each.rung.name for each in next(iter(climbed.values()))])
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("steps a second, masks at every forward = 1")
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def training(family: str, **config: Any) -> Training:
 
 
 def batches():
-    data = load_digits()
-    x, y = torch.from_numpy(data.images.astype(np.uint8)[:, None]), torch.from_numpy(data.target.astype(np.int64))
+    images, labels = (np.asarray(each) for each in load_digits(return_X_y=True))
+    x, y = torch.from_numpy(images.astype(np.uint8)).reshape(-1, *DIGITS.shape), torch.from_numpy(labels.astype(np.int64))
 
     def batch(step: int) -> Batch:
         position = torch.arange(step * ROWS, (step + 1) * ROWS)
