@@ -40,6 +40,7 @@ def sample(
     out: Path | None,
     storage: str,
     precision: str = "f32",
+    threads: int = 1,
     max_samples: int = 4096,
 ) -> None:
     """Draws samples into one file, or for sounds one file each, with the receipt inside."""
@@ -56,7 +57,7 @@ def sample(
 
         return await _files(description, first, n, _format(description, out, "samples"), draw)
 
-    _save(_ask(model, storage, {"max_samples": max_samples, "precision": precision}, work), "samples")
+    _save(_ask(model, storage, {"max_samples": max_samples, "precision": precision, "threads": threads}, work), "samples")
 
 
 def complete(

@@ -151,8 +151,8 @@ def _load(target: Target, settings: Settings) -> Loaded:
     )
     folder = catalogue.fetch(located)
     model = artifact.load(folder, device="cuda" if settings.gpus_per_replica else "cpu")
-    if settings.precision != "f32" and isinstance(model, Compiled):
-        model.sampler = Native(precision=settings.precision)
+    if isinstance(model, Compiled):
+        model.sampler = Native(precision=settings.precision, threads=settings.threads)
     return Loaded(model=model, description=_describe(folder, model, target, settings))
 
 

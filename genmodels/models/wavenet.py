@@ -248,11 +248,8 @@ class WaveNet(Trained, Compiled, Dilated, TeacherForced, Periodic):
         packer.floats(lanes(self.levels.weight, 1))
         for layer in layers:
             packer.matrix(_taps(layer), outs=[config.residual] * 2, ins=[config.residual] * config.kernel)
-        for layer in layers:
-            into = [layer.skip.weight[..., 0], *([] if layer.residual is None else [layer.residual.weight[..., 0]])]
-            packer.matrix(torch.cat(into), outs=[len(weight) for weight in into])
-        residuals = [lanes(_matrix(layer.residual)[1][:, 0], 0) for layer in layers if layer.residual is not None]
-        packer.floats(torch.stack(residuals) if residuals else torch.zeros(0))
+            for out in (layer.skip, *([] if layer.residual is None else [layer.residual])):
+                packer.matrix(out.weight[..., 0], out.bias)
         packer.floats(lanes(_total(layers), 0))
         for head in (self.hidden, self.out):
             packer.matrix(head.weight[..., 0], head.bias)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genmodels import machine
 from genmodels.core import Autoregressive, Drawing, Fused, Sampler
-from genmodels.sampling import library
+from genmodels.sampling import library, stages
 from genmodels.sampling.packing import Packer, Plan, Precision, address
 
 ROW = np.dtype(
@@ -47,15 +47,18 @@ class Compiled(Autoregressive):
 class Native(Sampler):
     """Draws by a compiled copy where there is one and the model has a kernel, weights of float32 and a place on the processor; else eagerly.
 
-    precision of the weights: f32, or bf16 where the processor has it. threads: None as torch's. copy: None for the machine's best.
+    precision of the weights: f32, or bf16 where the processor has it. copy: None for the machine's best. threads: None as torch's, and one for a
+    single row; a WaveNet draws a single row on two where they are asked for, which pays on a machine that has both to spare.
     """
 
     precision: Precision = "f32"
     threads: int | None = None
     copy: str | None = None
 
-    def begin(self, model: Autoregressive, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> "NativeMemory | None":
+    def begin(self, model: Autoregressive, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Fused | None:
         function = self._function(model)
+        if function is not None and isinstance(model, stages.Staged):
+            return stages.begin(model, self, n, y)
         if function is None or not isinstance(model, Compiled):
             return None
         plan = _plans(model).of(model, self.precision)
@@ -81,6 +84,9 @@ class Native(Sampler):
         return self.copy or library.chosen()
 
     def _function(self, model: Autoregressive) -> Callable[..., int] | None:
+        """Of the model's kernel, or of its first stage's."""
+        if isinstance(model, stages.Staged):
+            return self._function(model.stages()[0])
         weights = next(model.parameters())
         copy = self._copy()
         if not isinstance(model, Compiled) or copy is None or weights.device.type != "cpu" or weights.dtype != torch.float32:

@@ -107,15 +107,21 @@ def _arranged(tensors: Sequence[Tensor]) -> tuple[Any, NDArray[np.uint64]]:
             raise ValueError("the model's weights are not all finite numbers")
         starts.append(total)
         total += -(-each.numel() * each.element_size() // 64) * 64
-    arena = mmap.mmap(-1, total + PAGE + 64)  # what a vector reads beyond the end is still ours
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        arena.madvise(mmap.MADV_HUGEPAGE)  # a step streams all weights: with small pages it would wait for the tables of pages
-    whole = np.frombuffer(arena, np.uint8)
-    first = -whole.ctypes.data % PAGE
+    whole = zeros(total + 64)  # what a vector reads beyond the end is still ours
     for start, each in zip(starts, tensors, strict=True):
         content = each.contiguous().reshape(-1).view(torch.uint8).numpy()
-        whole[first + start : first + start + len(content)] = content
-    return whole, np.array([whole.ctypes.data + first + start for start in starts], np.uint64)
+        whole[start : start + len(content)] = content
+    return whole, np.array([whole.ctypes.data + start for start in starts], np.uint64)
+
+
+def zeros(size: int) -> NDArray[np.uint8]:
+    """Bytes in large pages: a step streams all weights, and would wait for the tables of small ones."""
+    arena = mmap.mmap(-1, size + PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        arena.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(arena, np.uint8)
+    first = -whole.ctypes.data % PAGE
+    return whole[first : first + size]
 
 
 def address(array: NDArray[Any]) -> ctypes.c_void_p:

@@ -62,6 +62,14 @@ struct Matrix {
   const typename A::Word* weights;
   const float* bias;
   int64_t inputs, outputs;  // outputs a multiple of 16, inputs of A::kInputs
+  int64_t first = 0, whole = 0;  // of a part: the input that it begins with, and how many the matrix has
+
+  // Some of its inputs; the product with all of them is that with these, begun where the one with those before ended.
+  Matrix part(int64_t from, int64_t count) const {
+    Matrix m = *this;
+    m.first = from, m.inputs = count, m.whole = inputs;
+    return m;
+  }
 };
 
 #define GENMODELS_UNROLL _Pragma("GCC unroll 16")
@@ -125,13 +133,15 @@ class Products {
     } else {
       in = x;
     }
+    const int64_t whole = (m.whole ? m.whole : m.inputs) / A::kInputs, first = m.first / A::kInputs;
     const Word* w = m.weights;
     int64_t o = 0;
     if (rows == 1 && kWidth == 16)  // one row alone: twice the chains in flight
-      for (; o + 128 <= m.outputs; o += 128, w += 128 * words) tile<A, 2, 64 / kWidth, 1>(words, w, 64, 64 * words, in, xs, init + o, is, y + o, ys);
-    for (; o + 64 <= m.outputs; o += 64, w += 64 * words) block<64>(words, w, in, xs, init + o, is, y + o, ys, rows);
-    for (; o + 32 <= m.outputs; o += 32, w += 32 * words) block<32>(words, w, in, xs, init + o, is, y + o, ys, rows);
-    for (; o < m.outputs; o += 16, w += 16 * words) block<16>(words, w, in, xs, init + o, is, y + o, ys, rows);
+      for (; o + 128 <= m.outputs; o += 128, w += 128 * whole)
+        tile<A, 2, 64 / kWidth, 1>(words, w + 64 * first, 64, 64 * whole, in, xs, init + o, is, y + o, ys);
+    for (; o + 64 <= m.outputs; o += 64, w += 64 * whole) block<64>(words, w + 64 * first, in, xs, init + o, is, y + o, ys, rows);
+    for (; o + 32 <= m.outputs; o += 32, w += 32 * whole) block<32>(words, w + 32 * first, in, xs, init + o, is, y + o, ys, rows);
+    for (; o < m.outputs; o += 16, w += 16 * whole) block<16>(words, w + 16 * first, in, xs, init + o, is, y + o, ys, rows);
   }
 
   // From the matrix's own bias.

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "causal.h"
@@ -9,7 +10,7 @@
 #include "nade.h"
 #include "pixelcnn.h"
 #include "pixelcnnpp.h"
-#include "wavenet.h"
+#include "wavenet_pair.h"
 
 namespace genmodels {
 namespace {
@@ -30,6 +31,16 @@ int64_t run(Plan plan, Row* rows, int64_t n, int64_t k) {
   return -1;
 }
 
+// The sampler of one row on two threads, where there is one.
+template <class Kernel>
+struct Pair {
+  using Sampler = void;
+};
+template <class A>
+struct Pair<WaveNet<A>> {
+  using Sampler = WaveNetPair<A>;
+};
+
 // Rows split over threads, and in each into groups small enough for its caches; no row sees another.
 template <class Kernel>
 int64_t advance(const int64_t* numbers, const void* const* tensors, Row* rows, int64_t n, int64_t k, int64_t threads) {
@@ -38,6 +49,11 @@ int64_t advance(const int64_t* numbers, const void* const* tensors, Row* rows, i
   std::atomic<int64_t> bad{-1};
   const auto work = [&](int64_t begin, int64_t end) {
     try {
+      if constexpr (!std::is_void_v<typename Pair<Kernel>::Sampler>)
+        if (n == 1 && threads > 1) {
+          bad = typename Pair<Kernel>::Sampler(plan).run(*rows, k) ? -1 : 0;
+          return;
+        }
       for (int64_t r = begin; r < end; r += Kernel::kTogether) {
         const int64_t found = run<Kernel>(plan, rows + r, std::min(end - r, Kernel::kTogether), k);
         if (found >= 0) bad = r + found;

@@ -87,6 +87,8 @@ inline Vector log(Vector x) {
   return fma(n, all(0.693359375f), r + fma(square, all(-0.5f), p));
 }
 
+inline Vector plus(Vector a, Vector b) { return a + b; }
+
 inline Vector relu(Vector a) { return max(a, all(0)); }
 
 inline Vector elu(Vector a) { return where_positive(a, a, exp(min(a, all(0))) - all(1.f)); }

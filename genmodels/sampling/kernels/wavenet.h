@@ -7,98 +7,119 @@
 
 namespace genmodels {
 
+// What both samplers of WaveNet read.
+//
+// Numbers: levels, steps, residual, skip (both multiples of 16), layers, kernel, frames, hop (0: frames divide the steps evenly).
+// Tensors: dilations; embedding (levels, residual); each layer's taps (kernel residual -> 2 residual), skip (residual -> skip) and, but in the
+// last one, residual (residual -> residual); the sum of the skips' biases; hidden; out.
+// told: (frames, layers, 2 residual), the biases of the taps. State: the rings, each ((kernel - 1) dilation, residual).
+template <class A>
+struct WaveNetPlan {
+  explicit WaveNetPlan(Plan plan)
+      : levels(plan.number()), steps(plan.number()), residual(plan.number()), skip(plan.number()), layers(plan.number()), kernel(plan.number()),
+        frames(plan.number()), hop(plan.number()), dilations(plan.integers()), embedding(plan.floats()) {
+    for (int64_t l = 0, at = 0; l < layers; at += (kernel - 1) * dilations[l++] * residual) {
+      rings.push_back(at);
+      taps.push_back(plan.matrix<A>());
+      skips.push_back(plan.matrix<A>());
+      if (l < layers - 1) residuals.push_back(plan.matrix<A>());
+    }
+    skip_bias = plan.floats();
+    hidden = plan.matrix<A>(), out = plan.matrix<A>();
+  }
+
+  const float* told(const Row& row, int64_t step, int64_t l) const {
+    const int64_t frame = hop ? step / hop : frames == 1 ? 0 : step * frames / steps;
+    return row.told + (frame * layers + l) * 2 * residual;
+  }
+
+  // The embedded level before the next one; zeros before the first.
+  void enter(const Row& row, float* h) const {
+    if (row.step == 0)
+      std::memset(h, 0, residual * sizeof(float));
+    else
+      copy(residual, embedding + row.x[row.order[row.step - 1]] * residual, h);
+  }
+
+  // The past taps of a layer, the oldest first, from its ring.
+  void recall(const float* ring, int64_t l, int64_t slot, float* in) const {
+    const int64_t memory = (kernel - 1) * dilations[l];
+    for (int64_t tap = 0; tap < kernel - 1; tap++) {  // dilation steps further on lies the next
+      copy(residual, ring + slot * residual, in + tap * residual);
+      slot += dilations[l];
+      if (slot >= memory) slot -= memory;
+    }
+  }
+
+  int64_t levels, steps, residual, skip, layers, kernel, frames, hop;
+  const int64_t* dilations;
+  const float *embedding, *skip_bias;
+  std::vector<int64_t> rings;  // where a layer's begins
+  std::vector<Matrix<A>> taps, skips, residuals;
+  Matrix<A> hidden, out;
+};
+
 template <class A>
 class WaveNet {
  public:
   static constexpr int64_t kTogether = 32;
 
-  // Numbers: levels, steps, residual, skip (both multiples of 16), layers, kernel, frames, hop (0: frames divide the steps evenly).
-  // Tensors: dilations; embedding (levels, residual); each layer's taps (kernel residual -> 2 residual); each layer's outs
-  // (residual -> skip, then residual but in the last layer); the residuals' biases (layers - 1, residual); the skips' (skip,); hidden; out.
-  // told: (frames, layers, 2 residual), the biases of the taps. State: the rings, each ((kernel - 1) dilation, residual).
   WaveNet(Plan plan, int64_t rows)
-      : levels_(plan.number()), steps_(plan.number()), residual_(plan.number()), skip_(plan.number()), layers_(plan.number()),
-        kernel_(plan.number()), frames_(plan.number()), hop_(plan.number()), dilations_(plan.integers()), embedding_(plan.floats()),
-        in_(rows * kernel_ * residual_), pre_(rows * 2 * residual_), z_(rows * residual_), y_(rows * (skip_ + residual_)), hidden_(rows * skip_),
-        logits_(rows * padded(levels_)), products_(rows, std::max(kernel_ * residual_, skip_)), draw_(levels_) {
-    for (int64_t l = 0; l < layers_; l++) taps_.push_back(plan.matrix<A>());
-    for (int64_t l = 0; l < layers_; l++) outs_.push_back(plan.matrix<A>());
-    residual_bias_ = plan.floats(), skip_bias_ = plan.floats();
-    head_ = plan.matrix<A>(), out_ = plan.matrix<A>();
-  }
+      : p_(plan), width_(p_.skip + p_.residual), in_(rows * p_.kernel * p_.residual), pre_(rows * 2 * p_.residual), z_(rows * p_.residual),
+        y_(rows * width_), hidden_(rows * p_.skip), logits_(rows * padded(p_.levels)),
+        products_(rows, std::max(p_.kernel * p_.residual, p_.skip)), draw_(p_.levels) {}
 
-  int64_t steps() const { return steps_; }
+  int64_t steps() const { return p_.steps; }
 
   // One step of n rows -> the first whose logits are not finite, or -1.
   int64_t step(Row* const* rows, int64_t n, int64_t at) {
-    const int64_t width = skip_ + residual_;
     for (int64_t r = 0; r < n; r++) {
-      const Row& row = *rows[r];
-      copy(skip_, skip_bias_, y_ + r * width);
-      float* h = y_ + r * width + skip_;
-      if (row.step == 0)
-        std::memset(h, 0, residual_ * sizeof(float));
-      else
-        copy(residual_, embedding_ + row.x[row.order[row.step - 1]] * residual_, h);
+      copy(p_.skip, p_.skip_bias, y_ + r * width_);
+      p_.enter(*rows[r], y_ + r * width_ + p_.skip);
     }
-    int64_t ring = 0;
-    for (int64_t l = 0; l < layers_; l++) {
-      layer(rows, n, l, ring);
-      ring += (kernel_ - 1) * dilations_[l] * residual_;
-    }
-    for (int64_t r = 0; r < n; r++) each(skip_, y_ + r * width, y_ + r * width, relu);
-    products_(head_, y_, width, hidden_, skip_, n);
-    each(n * skip_, hidden_, hidden_, relu);
-    products_(out_, hidden_, skip_, logits_, padded(levels_), n);
+    for (int64_t l = 0; l < p_.layers; l++) layer(rows, n, l);
+    for (int64_t r = 0; r < n; r++) each(p_.skip, y_ + r * width_, y_ + r * width_, relu);
+    products_(p_.hidden, y_, width_, hidden_, p_.skip, n);
+    each(n * p_.skip, hidden_, hidden_, relu);
+    products_(p_.out, hidden_, p_.skip, logits_, padded(p_.levels), n);
     for (int64_t r = 0; r < n; r++)
-      if (!draw_(*rows[r], logits_ + r * padded(levels_), at)) return r;
+      if (!draw_(*rows[r], logits_ + r * padded(p_.levels), at)) return r;
     return -1;
   }
 
  private:
-  void layer(Row* const* rows, int64_t n, int64_t l, int64_t ring) {
-    const int64_t width = skip_ + residual_, memory = (kernel_ - 1) * dilations_[l];
+  void layer(Row* const* rows, int64_t n, int64_t l) {
+    const int64_t residual = p_.residual, memory = (p_.kernel - 1) * p_.dilations[l];
     const float* told = tell(rows, n, l);
+    int64_t step = rows[0]->step, slot = step % memory;
     for (int64_t r = 0; r < n; r++) {
-      float *in = in_ + r * kernel_ * residual_, *kept = rows[r]->state + ring, *h = y_ + r * width + skip_;
-      int64_t slot = rows[r]->step % memory;
-      float* oldest = kept + slot * residual_;
-      for (int64_t tap = 0; tap < kernel_ - 1; tap++) {  // the oldest first; dilation steps further on lies the next
-        copy(residual_, kept + slot * residual_, in + tap * residual_);
-        slot += dilations_[l];
-        if (slot >= memory) slot -= memory;
-      }
-      copy(residual_, h, in + (kernel_ - 1) * residual_);
-      copy(residual_, h, oldest);
+      float *in = in_ + r * p_.kernel * residual, *ring = rows[r]->state + p_.rings[l], *h = y_ + r * width_ + p_.skip;
+      if (rows[r]->step != step) step = rows[r]->step, slot = step % memory;  // a division for each row would show
+      p_.recall(ring, l, slot, in);
+      copy(residual, h, in + (p_.kernel - 1) * residual);
+      copy(residual, h, ring + slot * residual);
     }
-    products_(taps_[l], in_, kernel_ * residual_, told, told == pre_ ? 2 * residual_ : 0, pre_, 2 * residual_, n);
-    for (int64_t r = 0; r < n; r++) each(residual_, pre_ + r * 2 * residual_, pre_ + r * 2 * residual_ + residual_, z_ + r * residual_, gate);
-    products_(outs_[l], z_, residual_, y_, width, y_, width, n);
-    if (l == layers_ - 1) return;
-    for (int64_t r = 0; r < n; r++) {
-      float* h = y_ + r * width + skip_;
-      each(residual_, h, residual_bias_ + l * residual_, h, [](Vector a, Vector b) { return a + b; });
-    }
+    products_(p_.taps[l], in_, p_.kernel * residual, told, told == pre_ ? 2 * residual : 0, pre_, 2 * residual, n);
+    for (int64_t r = 0; r < n; r++) each(residual, pre_ + r * 2 * residual, pre_ + r * 2 * residual + residual, z_ + r * residual, gate);
+    products_(p_.skips[l], z_, residual, y_, width_, y_, width_, n);
+    if (l == p_.layers - 1) return;
+    float* h = y_ + p_.skip;
+    products_(p_.residuals[l], z_, residual, h, width_, h, width_, n);
+    for (int64_t r = 0; r < n; r++) each(residual, h + r * width_, p_.residuals[l].bias, h + r * width_, plus);
   }
 
   // What the rows are told in a layer: one place where it is the same for all, else copied into pre.
   const float* tell(Row* const* rows, int64_t n, int64_t l) {
-    const auto at = [&](int64_t r) { return rows[r]->told + (frame(rows[r]->step) * layers_ + l) * 2 * residual_; };
-    const float* first = at(0);
+    const float* first = p_.told(*rows[0], rows[0]->step, l);
     bool same = true;
-    for (int64_t r = 1; r < n; r++) same = same && at(r) == first;
+    for (int64_t r = 1; r < n; r++) same = same && p_.told(*rows[r], rows[r]->step, l) == first;
     if (same) return first;
-    for (int64_t r = 0; r < n; r++) copy(2 * residual_, at(r), pre_ + r * 2 * residual_);
+    for (int64_t r = 0; r < n; r++) copy(2 * p_.residual, p_.told(*rows[r], rows[r]->step, l), pre_ + r * 2 * p_.residual);
     return pre_;
   }
 
-  int64_t frame(int64_t step) const { return hop_ ? step / hop_ : frames_ == 1 ? 0 : step * frames_ / steps_; }
-
-  int64_t levels_, steps_, residual_, skip_, layers_, kernel_, frames_, hop_;
-  const int64_t* dilations_;
-  const float *embedding_, *residual_bias_, *skip_bias_;
-  std::vector<Matrix<A>> taps_, outs_;
-  Matrix<A> head_, out_;
+  WaveNetPlan<A> p_;
+  int64_t width_;
   Buffer<float> in_, pre_, z_, y_, hidden_, logits_;
   Products<A> products_;
   Draw draw_;
