@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genmodels.core import Batch, Event
+from genmodels.core.drawing import copied
 from genmodels.models import nade
 from genmodels.models.nade import NADE
 from genmodels.noise import Noise
@@ -209,7 +210,7 @@ def test_steps_in_orders_of_their_own_give_each_order_s_nats() -> None:
     state = model.begin(Noise(4, position=range(n)), y=y, c=None, temperature=torch.ones(n))
     everything = torch.ones(n, *model.event.shape, dtype=torch.bool)
     assert state.order.shape == (n, 60) and y is not None
-    drawn = model.read(model.advance(state, model.steps))
+    drawn = model.read(model.advance(copied(state), model.steps))
     state.given, state.known = drawn.flatten(1).long(), everything.flatten(1)
     nats = model.advance(state, model.steps).log_weight
     with torch.no_grad():
