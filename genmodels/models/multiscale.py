@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genmodels.core import Autoregressive, Event, Objective, Optimizer, Trained
+from genmodels.core import Event, Objective, Optimizer, Trained
 from genmodels.models.pixelcnn import GatedPixelCNN
 from genmodels.noise import Noise, derive
+from genmodels.sampling.stages import Staged
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Growing:
     """Of the present part."""
 
 
-class Multiscale(Trained, Autoregressive):
+class Multiscale(Trained, Staged):
     modalities = frozenset({"image"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,13 @@ class Multiscale(Trained, Autoregressive):
             memory.known = drawn if memory.known is None else join(memory.known, drawn)
             memory.part += 1
             self._begin(memory, len(level))
+
+    def stages(self) -> list[GatedPixelCNN]:
+        return self._parts()
+
+    def stage_condition(self, stage: int, x: Tensor) -> Tensor | None:
+        apart = 2 ** (self.doublings - stage + 1)
+        return x[..., ::apart, ::apart] if stage else None
 
     def _begin(self, growing: Growing, n: int) -> None:
         """The present part, of which nothing is drawn."""
