@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmodels import machine
-from genmodels.core import Autoregressive, Drawing, Fused, Sampler
+from genmodels.core import Autoregressive, Drawing, Fused, Sampler, blocks
 from genmodels.sampling import library, stages
 from genmodels.sampling.packing import Packer, Plan, Precision, address
 
@@ -62,7 +62,7 @@ class Native(Sampler):
         if function is None or not isinstance(model, Compiled):
             return None
         plan = _plans(model).of(model, self.precision)
-        told = model.told(n, y=y, c=c).detach().to(torch.float32).contiguous()
+        told = _told(model, n, y, c).detach().to(torch.float32).contiguous()
         fixed = Fixed(function=function, plan=plan, told=told, threads=self.threads)
         return NativeMemory(fixed=fixed, kept=torch.zeros(n, plan.state))
 
@@ -78,7 +78,8 @@ class Native(Sampler):
         backend = self.backend(model)
         own = machine.equality_class(device=model.device, backend=backend)
         # What a condition says is computed by torch, whose last bit depends on more.
-        return own if backend == "eager" or model.event.condition is None else f"{machine.equality_class()}/{backend}"
+        told = model.event.condition is not None or isinstance(model, stages.Staged)
+        return own if backend == "eager" or not told else f"{machine.equality_class()}/{backend}"
 
     def _copy(self) -> str | None:
         return self.copy or library.chosen()
@@ -97,6 +98,14 @@ class Native(Sampler):
         if function is None and self.precision == "bf16":
             raise ValueError(f"precision bf16 of a sampler; this machine's copy {copy} has none: leave it at f32")
         return function
+
+
+def _told(model: Compiled, n: int, y: Tensor | None, c: Tensor | None) -> Tensor:
+    """As model.told, a row's last bit being the same whatever the number of rows: torch makes it of the condition."""
+    if c is None:
+        return model.told(n, y=y, c=None)
+    each = [model.told(len(rows), y=None if y is None else y[rows], c=c[rows])[:count] for rows, count in blocks(n)]
+    return torch.cat(each)
 
 
 @dataclass(frozen=True)
