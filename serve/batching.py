@@ -1,7 +1,8 @@
 """Rows of several requests computed together, off the event loop: a thread of its own takes one block after another, a little of every request.
 
 A request's rows do not depend on their neighbours (genmodels' samplers promise that), so it gets the same bytes alone as in company. Between
-two blocks, requests that nobody waits for any more are dropped, and one that fails is failed alone.
+two blocks, requests that nobody waits for any more are dropped, and one that fails is failed alone. What can be drawn some steps at a time
+is no block: a turn of it (running.py) comes between any two.
 """
 
 import asyncio
@@ -15,8 +16,10 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import NDArray
 
-from serve.jobs import Job, Part
+from serve.draws import Stepwise
+from serve.jobs import Job, Part, shared
 from serve.problem import Problem
+from serve.running import Running
 
 T = TypeVar("T")
 
@@ -27,6 +30,7 @@ class Batcher:
     def __init__(self, *, threads: int, max_batch: int, wait: float) -> None:
         self._max_batch, self._wait = max_batch, wait
         self._jobs: deque[Job] = deque()
+        self._running = Running(max_batch)
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
         self._loop_task: asyncio.Task[None] | None = None
@@ -36,16 +40,19 @@ class Batcher:
         """The job's rows. Cancelling this drops what is not yet computed of it."""
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._work())
-        self._jobs.append(job)
+        if isinstance(job, Stepwise) and job.in_steps:
+            self._running.add(job)
+        else:
+            self._jobs.append(job)
         self._arrived.set()
         return await job.future
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Runs a function in the models' thread, between two blocks."""
+        """Runs a function in the models' thread, between two blocks or turns."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def busy_for(self) -> float:
-        """Seconds that the present block has been computing."""
+        """Seconds that the present block or turn has been computing."""
         return 0.0 if self._since is None else time.monotonic() - self._since
 
     async def close(self) -> None:
@@ -53,21 +60,39 @@ class Batcher:
             self._loop_task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._loop_task
-        for job in self._jobs:
+        for job in (*self._jobs, *self._running.jobs):
             job.fail(Problem(503, "stopping", "the server is stopping; ask again"))
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            await self._company()
-            parts = self._take()
-            if not parts:
+            turned = await self._turn()
+            # Two that find nothing to do await nothing, so that whoever arrives meanwhile is not missed.
+            if not await self._block() and not turned:
                 self._arrived.clear()
-                continue
+
+    async def _turn(self) -> bool:
+        """Some steps of all that is drawn in steps; whether there was any."""
+        if not self._running.gather():
+            return False
+        self._since = time.monotonic()
+        await self.call(self._running.turn)
+        self._since = None
+        self._running.deliver()
+        return True
+
+    async def _block(self) -> bool:
+        """One block; whether there was any."""
+        if not self._jobs:
+            return False
+        if not self._running:
+            await self._company()
+        if parts := self._take():
             self._since = time.monotonic()
             await self._compute(parts)
             self._since = None
+        return True
 
     async def _company(self) -> None:
         """Waits for more rows when those here do not fill a block, but nobody waits longer for that than `wait`."""
@@ -75,17 +100,12 @@ class Batcher:
             await asyncio.sleep(max(0.0, min(job.arrived for job in self._jobs) + self._wait - time.monotonic()))
 
     def _take(self) -> list[Part]:
-        """A block's worth of rows: an equal share of every job of the longest-waiting job's kin, then whatever still fits."""
+        """A block's worth of rows of the longest-waiting job's kin."""
         self._jobs = deque(job for job in self._jobs if job.left and not job.future.done())
         if not self._jobs:
             return []
         kin = [job for job in self._jobs if job.kin == self._jobs[0].kin]
-        parts, room = [], min(self._max_batch, kin[0].room)
-        for share in (max(1, room // len(kin)), room):
-            for job in kin:
-                if rows := min(share, job.left, room):
-                    parts.append(job.take(rows))
-                    room -= rows
+        parts = shared(kin, min(self._max_batch, kin[0].room))
         served = {id(part.job) for part in parts}
         self._jobs = deque(sorted(self._jobs, key=lambda job: id(job) in served))  # the others come first next time
         return parts

@@ -1,4 +1,4 @@
-"""What a replica computes for a request, block by block: samples, completions, scores, labels."""
+"""What a replica computes for a request, block by block; here what it says of given examples: scores and labels."""
 
 import asyncio
 import sys
@@ -13,11 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmodels.core import BLOCK, Autoregressive, Bounded, Classifies, Completes, Density, GenerativeModel
+from genmodels.core import BLOCK, Autoregressive, Bounded, Classifies, Density, GenerativeModel
 from genmodels.noise import Noise
-
-FEW = 4
-"""Rows of a completion that are computed at once while they may take a swarm of draws each."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,75 +73,15 @@ class Part:
         return self.stop - self.start
 
 
-@dataclass(kw_only=True, eq=False)
-class Sampling(Job):
-    """Samples first..first+n-1 of a seed. y (n,) int64 or None; c (n, *condition.shape) or None."""
-
-    seed: int
-    first: int
-    y: Tensor | None
-    c: Tensor | None
-    temperature: float
-
-    @property
-    def kin(self) -> object:
-        return Sampling, id(self.model)
-
-    @staticmethod
-    def compute(parts: Sequence[Part]) -> NDArray[Any]:
-        jobs: list[Sampling] = [part.job for part in parts for _ in range(len(part))]
-        rows = [row for part in parts for row in range(part.start, part.stop)]
-        drawn = jobs[0].model.sample_rows(
-            [job.seed for job in jobs],
-            [job.first + row for job, row in zip(jobs, rows, strict=True)],
-            y=_columns([part.job.y for part in parts], parts),
-            c=_columns([part.job.c for part in parts], parts),
-            temperature=torch.tensor([job.temperature for job in jobs]),
-        )
-        return drawn.cpu().numpy()
-
-
-@dataclass(kw_only=True, eq=False)
-class Completing(Job):
-    """Completions first..first+n-1 of a seed of x (*shape) levels where known (*shape) says so. Gives rows of (levels, ess), ess NaN
-    where nothing is weighted; how they were made is known when the first block is done."""
-
-    seed: int
-    first: int
-    x: Tensor
-    known: Tensor
-    y: Tensor | None
-    c: Tensor | None
-    temperature: float
-    method: str = ""
-    exact: bool = False
-
-    @property
-    def kin(self) -> object:
-        return self  # alone: a model completes for one seed at a time
-
-    @property
-    def room(self) -> int:
-        return sys.maxsize if self.exact else FEW
-
-    @staticmethod
-    def compute(parts: Sequence[Part]) -> NDArray[Any]:
-        job, rows = parts[0].job, slice(parts[0].start, parts[0].stop)
-        assert isinstance(job.model, Completes)
-        done = job.model.complete(
-            job.x.expand(len(parts[0]), *job.x.shape),
-            job.known,
-            seed=job.seed,
-            y=None if job.y is None else job.y[rows],
-            c=None if job.c is None else job.c[rows],
-            temperature=job.temperature,
-            first=job.first + parts[0].start,
-        )
-        job.method, job.exact = done.method, done.exact
-        levels = done.x.cpu().numpy()
-        out = np.empty(len(levels), dtype=[("levels", levels.dtype, levels.shape[1:]), ("ess", np.float32)])
-        out["levels"], out["ess"] = levels, np.nan if done.ess is None else done.ess.cpu().numpy()
-        return out
+def shared(jobs: Sequence[Job], room: int) -> list[Part]:
+    """Up to `room` rows: an equal share of every job, then whatever still fits."""
+    parts = []
+    for share in (max(1, room // max(1, len(jobs))), room):
+        for job in jobs:
+            if rows := min(share, job.left, room):
+                parts.append(job.take(rows))
+                room -= rows
+    return parts
 
 
 @dataclass(kw_only=True, eq=False)
@@ -218,9 +155,3 @@ class Classifying(Weighing):
         x, lengths, c = self.picked(rows)
         assert isinstance(self.model, Classifies)
         return self.model.classify(x, c, length=lengths).double()
-
-
-def _columns(columns: Sequence[Tensor | None], parts: Sequence[Part]) -> Tensor | None:
-    """The parts' rows of a column that all of them have, or none."""
-    taken = [column[part.start : part.stop] for column, part in zip(columns, parts, strict=True) if column is not None]
-    return torch.cat(taken) if taken else None

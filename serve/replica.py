@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from genmodels import artifact
 from genmodels.core import Density, GenerativeModel, capabilities
-from genmodels.noise import Noise
 from genmodels.sampling.native import Compiled, Native
 from serve import catalogue, requests
 from serve.batching import Batcher
-from serve.jobs import Classifying, Completing, Job, Sampling, Scoring, ScoringValues
+from serve.draws import Sampling, completing, repeated, sampling
+from serve.jobs import Classifying, Job, Scoring, ScoringValues
 from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import Description, Settings, Target
@@ -58,7 +57,7 @@ class Replica:
         """Raises Problem for what the model does not take."""
         loaded = self._of_version(asked.version)
         requests.check_draw(asked, loaded.description)
-        job = self._sampling(loaded.model, asked)
+        job = sampling(Sampling, loaded.model, asked)
         levels = await self._rows(job)
         return Drawn(levels=levels, labels=None if job.y is None else tuple(job.y.tolist()), description=loaded.description)
 
@@ -75,7 +74,7 @@ class Replica:
         """Raises Problem for what the model does not take."""
         loaded = self._of_version(asked.version)
         requests.check_fill(asked, loaded.description)
-        job = _completing(loaded.model, asked)
+        job = completing(loaded.model, asked)
         rows = await self._rows(job)
         return Filled(
             levels=rows["levels"],
@@ -136,14 +135,6 @@ class Replica:
             )
         return loaded
 
-    def _sampling(self, model: GenerativeModel, asked: Draw) -> Sampling:
-        y = None if asked.y is None else torch.tensor(asked.y)
-        if y is None and model.event.classes:
-            y = model.drawn_labels(Noise([asked.seed], position=range(asked.first, asked.first + asked.n)).to(model.device)).cpu()
-        return Sampling(
-            model=model, n=asked.n, seed=asked.seed, first=asked.first, y=y, c=_repeated(asked.c, asked.n), temperature=asked.temperature
-        )
-
 
 def _load(target: Target, settings: Settings) -> Loaded:
     located = catalogue.Located(
@@ -187,20 +178,6 @@ async def _taken(answer: Awaitable[Answer]) -> Answer:
         raise Problem(422, "not-taken", " ".join(str(error).split())) from None
 
 
-def _completing(model: GenerativeModel, asked: Fill) -> Completing:
-    return Completing(
-        model=model,
-        n=asked.n,
-        seed=asked.seed,
-        first=asked.first,
-        x=torch.as_tensor(asked.x.copy()),
-        known=torch.as_tensor(asked.known.copy()),
-        y=None if asked.y is None else torch.tensor(asked.y),
-        c=_repeated(asked.c, asked.n),
-        temperature=asked.temperature,
-    )
-
-
 def _scoring(model: GenerativeModel, asked: Weigh) -> Scoring | ScoringValues:
     y, n = None if asked.y is None else torch.tensor(asked.y), len(asked.x)
     if asked.map:
@@ -213,12 +190,8 @@ def _examples(asked: Examples) -> dict[str, Any]:
     return {
         "x": torch.as_tensor(asked.x.copy()),
         "lengths": None if asked.lengths is None else torch.tensor(asked.lengths),
-        "c": _repeated(asked.c, len(asked.x)),
+        "c": repeated(asked.c, len(asked.x)),
     }
-
-
-def _repeated(c: NDArray[Any] | None, n: int) -> Tensor | None:
-    return None if c is None else torch.as_tensor(c.copy()).expand(n, *c.shape)
 
 
 def _protocol(model: GenerativeModel, asked: Weigh) -> str:

@@ -207,26 +207,46 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         """As Completes.complete. Exact where the known values come first in the model's order; else importance resampling: `particles` examples
         drawn with the known values put in, each weighed by the probability of those, and one of them chosen; ess says how many counted.
         """
-        known = self._mask(known, x)
-        x = self.examples(torch.where(known.to(x.device), x, 0))
-        n, c = len(x), self._given_to_complete(x, c)
-        noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
-        labels = None if y is None else self.condition(y, n)
-        if labels is None and self.event.classes == 0:
-            self.condition(y, n)
-        return completion.complete(self, Given(noise, x, known, labels, c), temperature=temperature, particles=particles)
+        given = self._given_to_complete(x, known, seed, y, c, first)
+        return completion.complete(self, given, temperature=temperature, particles=particles)
 
-    def _given_to_complete(self, x: Tensor, c: Tensor | None) -> Tensor | None:
+    @final
+    def continues(self, known: Tensor, *, n: int, seed: int, first: int = 0) -> bool:
+        """Whether `complete` draws n rows exactly, the known values (*shape) or (n, *shape) bool coming first in the order of each."""
+        noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
+        return bool(completion.come_first(self, noise, self._mask(known, n)).all())
+
+    @final
+    @torch.no_grad()
+    def continued(
+        self,
+        x: Tensor,
+        known: Tensor,
+        *,
+        seed: int,
+        y: Tensor | None = None,
+        c: Tensor | None = None,
+        temperature: float = 1.0,
+        first: int = 0,
+    ) -> Drawing:
+        """What `complete` draws where `continues` says so, before its first step: advanced to the end its rows are the completions."""
+        return completion.begun(self, self._given_to_complete(x, known, seed, y, c, first), temperature)
+
+    def _given_to_complete(self, x: Tensor, known: Tensor, seed: int, y: Tensor | None, c: Tensor | None, first: int) -> Given:
+        n, known = len(x), self._mask(known, len(x))
+        x = self.examples(torch.where(known.to(x.device), x, 0))
         if c is None and self.event.condition is not None:
             raise ValueError(f"condition missing; this model's condition is: {self.event.condition}")
-        return self.given(x, c)
+        noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
+        labels = None if y is None and self.event.classes else self.condition(y, n)
+        return Given(noise, x, known, labels, self.given(x, c))
 
-    def _mask(self, known: Tensor, x: Tensor) -> Tensor:
-        if tuple(known.shape) not in (self.event.shape, (len(x), *self.event.shape)) or known.dtype != torch.bool:
+    def _mask(self, known: Tensor, n: int) -> Tensor:
+        if tuple(known.shape) not in (self.event.shape, (n, *self.event.shape)) or known.dtype != torch.bool:
             raise ValueError(
                 f"known values marked by {known.dtype} of shape {tuple(known.shape)}; wanted bool of shape {self.event.shape}, or one mask a row"
             )
-        return known.to(self.device).expand(len(x), *self.event.shape)
+        return known.to(self.device).expand(n, *self.event.shape)
 
 
 def _valid(nats: Tensor, length: Tensor | None) -> Tensor:

@@ -13,6 +13,9 @@ from genmodels.noise import Noise, categorical, derive
 if TYPE_CHECKING:
     from genmodels.core.autoregressive import Autoregressive
 
+CONTINUED = "ancestral: the known values come first in the model's order"
+"""The method of what is drawn exactly."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -32,7 +35,7 @@ class Given:
 
 def complete(model: "Autoregressive", given: Given, *, temperature: float, particles: int) -> Completion:
     """Each row by the method that its own mask asks for, whatever the others are. ess is NaN where nothing was weighed."""
-    first = _come_first(model, given)
+    first = come_first(model, given.noise, given.known)
     if temperature != 1 and not bool(first.all()):
         raise ValueError(
             f"temperature {temperature:g} for values that are not first in the model's order: importance weights need temperature 1"
@@ -40,18 +43,19 @@ def complete(model: "Autoregressive", given: Given, *, temperature: float, parti
     drawn, ess = torch.empty_like(given.x), torch.full((len(first),), torch.nan, device=given.x.device)
     exact = first.nonzero()[:, 0]
     for rows, count in model.drawn_together(len(exact)):
-        drawn[exact[rows][:count]] = _continued(model, given.pick(exact[rows]), temperature)[:count]
+        state = begun(model, given.pick(exact[rows]), temperature)
+        drawn[exact[rows][:count]] = model.read(model.advance(state, model.steps))[:count]
     for row in (~first).nonzero()[:, 0]:
         drawn[row], ess[row] = _resampled(model, given.pick(row[None]), particles)
-    methods = ["ancestral: the known values come first in the model's order"] * bool(first.any())
+    methods = [CONTINUED] * bool(first.any())
     methods += [f"importance resampling of {particles} draws"] * (not bool(first.all()))
     return Completion(x=drawn, method="; ".join(methods), exact=bool(first.all()), ess=None if bool(first.all()) else ess)
 
 
-def _come_first(model: "Autoregressive", given: Given) -> Tensor:
+def come_first(model: "Autoregressive", noise: Noise, known: Tensor) -> Tensor:
     """(B,) bool: rows whose known values come first in the order that they are drawn in, so that the rest can be drawn exactly."""
-    known = given.known.flatten(1)
-    seen = along(model.arranged(given.noise, known), known)
+    known = known.flatten(1)
+    seen = along(model.arranged(noise, known), known)
     first = (seen[:, 1:] <= seen[:, :-1]).all(1)
     return first & ~known.any(1) if model.averages_orders else first
 
@@ -60,8 +64,8 @@ def _begin(model: "Autoregressive", given: Given, y: Tensor | None, temperature:
     return model.begin(given.noise, y=y, c=given.c, temperature=temperature, x=given.x, known=given.known)
 
 
-def _continued(model: "Autoregressive", given: Given, temperature: float) -> Tensor:
-    """One block whose known values come first; a label nobody gave is drawn from p(y | known)."""
+def begun(model: "Autoregressive", given: Given, temperature: float) -> Drawing:
+    """One block whose known values come first, before its first step; a label nobody gave is drawn from p(y | known)."""
     y, warmth = given.y, torch.full((len(given.noise),), float(temperature), device=given.x.device)
     if y is None and model.event.classes:
         prefix = int(given.known.flatten(1).sum(1).max())
@@ -70,7 +74,7 @@ def _continued(model: "Autoregressive", given: Given, temperature: float) -> Ten
             state = _begin(model, given, torch.full_like(given.noise.position, label), ones)
             weights.append(model.advance(state, prefix).log_weight + model.class_frequencies[label].log())
         y = categorical(torch.stack(weights, dim=-1), given.noise.uniform("label"))
-    return model.read(model.advance(_begin(model, given, y, warmth), model.steps))
+    return _begin(model, given, y, warmth)
 
 
 def _resampled(model: "Autoregressive", given: Given, particles: int) -> tuple[Tensor, Tensor]:

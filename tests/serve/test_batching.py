@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from genmodels import load
-from genmodels.core import GenerativeModel
+from genmodels.core import Autoregressive, Eager
 from genmodels.noise import Noise
 from serve.batching import Batcher
-from serve.jobs import Sampling
+from serve.draws import Sampling
 from serve.messages import Draw
 from serve.problem import Problem
 from serve.schema import Settings
@@ -46,18 +46,22 @@ def test_requests_get_the_same_bytes_alone_and_in_company(endpoint: Local) -> No
 
 
 @pytest.fixture
-def model(digits: Path) -> GenerativeModel:
-    return load(digits)
+def model(digits: Path) -> Autoregressive:
+    """One that is drawn in blocks."""
+    model = load(digits)
+    assert isinstance(model, Autoregressive)
+    model.sampler = Eager()
+    return model
 
 
-def sampling(model: GenerativeModel, n: int, seed: int) -> Sampling:
+def sampling(model: Autoregressive, n: int, seed: int) -> Sampling:
     return Sampling(model=model, n=n, seed=seed, first=0, y=torch.zeros(n, dtype=torch.int64), c=None, temperature=1.0)
 
 
 class Watched:
     """Counts a model's blocks, and makes those fail that hold a given seed."""
 
-    def __init__(self, model: GenerativeModel, monkeypatch: pytest.MonkeyPatch, *, poison: int | None = None) -> None:
+    def __init__(self, model: Autoregressive, monkeypatch: pytest.MonkeyPatch, *, poison: int | None = None) -> None:
         self.blocks: list[list[int]] = []
         draw = model.draw
 
@@ -70,7 +74,7 @@ class Watched:
         monkeypatch.setattr(model, "draw", watched)
 
 
-def test_several_requests_share_a_block(model: GenerativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_requests_share_a_block(model: Autoregressive, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(model, monkeypatch)
 
     async def go() -> None:
@@ -82,7 +86,7 @@ def test_several_requests_share_a_block(model: GenerativeModel, monkeypatch: pyt
     assert watched.blocks == [[0, 1, 2, 3]]
 
 
-def test_a_request_that_fails_fails_alone(model: GenerativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_fails_fails_alone(model: Autoregressive, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [model.sample(3, seed=seed, y=0).numpy() for seed in range(4)]
     Watched(model, monkeypatch, poison=2)
 
@@ -97,7 +101,7 @@ def test_a_request_that_fails_fails_alone(model: GenerativeModel, monkeypatch: p
     assert all(np.array_equal(answers[seed], wanted[seed]) for seed in (0, 1, 3))
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed(model: GenerativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_waits_for_any_more_is_not_computed(model: Autoregressive, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(model, monkeypatch)
 
     async def go() -> None:
@@ -114,7 +118,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(model: GenerativeModel, 
     assert watched.blocks[-1] == [2]
 
 
-def test_a_short_request_does_not_wait_for_a_long_one(model: GenerativeModel) -> None:
+def test_a_short_request_does_not_wait_for_a_long_one(model: Autoregressive) -> None:
     async def go() -> bool:
         batcher = Batcher(threads=1, max_batch=16, wait=0)
         long = asyncio.create_task(batcher.rows(sampling(model, 16 * 100, seed=1)))
