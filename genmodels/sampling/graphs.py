@@ -27,7 +27,7 @@ from genmodels.sampling.capture import Calls, Capture, Waits, Work, capture_for
 from genmodels.sampling.kept import leaves, place_for, rebuilt, settle
 
 LONGEST = 4096
-"""Steps that a drawing may have graphs for: each costs the device some 0.2 MB and one eager step's time, twice."""
+"""Different steps that a drawing may have graphs for: each costs some memory, and once an eager step's time, twice."""
 
 PROGRAMS = 4
 """Batch sizes and the like that a model keeps graphs for at a time."""

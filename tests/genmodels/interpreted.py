@@ -16,13 +16,13 @@ from genmodels.noise import Noise
 from genmodels.sampling.triton_wavenet import Precision, Rings, TritonWaveNet
 from tests.genmodels.conftest import examples, labels, shaken
 
-SOUND = Event(modality="audio", shape=(13,), levels=40, sample_rate=1000)
+SOUND = Event(modality="audio", shape=(10,), levels=40, sample_rate=1000)
 SIZES: dict[str, tuple[Event, dict[str, Any], int]] = {
     "plain": (SOUND, {"stacks": 2, "layers": 3, "residual": 16, "skip": 32}, 3),
     "odd": (replace(SOUND, levels=19, classes=3), {"stacks": 1, "layers": 3, "kernel": 3, "residual": 7, "skip": 90}, 18),
     "frames": (
         replace(SOUND, levels=8),
-        {"stacks": 1, "layers": 2, "residual": 20, "skip": 9, "condition": "log-mel", "hop": 6, "mels": 3},
+        {"stacks": 1, "layers": 2, "residual": 20, "skip": 9, "condition": "log-mel", "hop": 4, "mels": 3},
         4,
     ),
     "one layer": (replace(SOUND, levels=2), {"stacks": 1, "layers": 1, "residual": 5, "skip": 5}, 1),
