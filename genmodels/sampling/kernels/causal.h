@@ -26,7 +26,7 @@ class Causal {
         masks_(plan.number()), values_(levels_, outputs_), read_(padded(steps_ * values_.inputs())), width_(padded(span_ * outputs_)),
         hidden_(hidden(plan)), places_(plan.integers()), ready_(plan.integers()), plan_(plan), now_(masks_, Stretch(1 + layers_)),
         in_(rows * std::max(read_, units_)), y_(rows * width_), nats_(rows * masks_ * padded(levels_)), joint_((masks_ + 1) * padded(levels_)),
-        weights_(2 * padded(masks_)), raw_(rows), products_(rows, std::max(read_, units_)) {}
+        weights_(2 * padded(masks_)), raw_(std::max(rows, masks_)), products_(rows, std::max(read_, units_)) {}
 
   int64_t steps() const { return steps_; }
 
@@ -127,10 +127,10 @@ class Causal {
       for (int64_t mask = 1; mask < masks_; mask++) most = std::max(most, log_weight(*rows[r], mask));
       for (int64_t mask = 0; mask < masks_; mask++) weights_[mask] = static_cast<float>(log_weight(*rows[r], mask) - most);
       log_softmax(masks_, weights_, weights_ + padded(masks_));
-      for (int64_t mask = 0; mask < masks_; mask++) {
-        values_.nats(raw(*rows[r], mask), nats + mask * size);
+      for (int64_t mask = 0; mask < masks_; mask++) raw_[mask] = raw(*rows[r], mask);
+      values_.nats(masks_, raw_.data(), nats);
+      for (int64_t mask = 0; mask < masks_; mask++)
         each(size, nats + mask * size, joint_ + mask * size, [w = all(weights_[mask])](Vector l) { return l + w; });
-      }
       log_sum_exp(masks_, size, joint_, mean);
       if (!values_.draw(*rows[r], mean, at)) return r;
     }

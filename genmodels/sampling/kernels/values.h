@@ -81,9 +81,15 @@ class Values {
 
   // raw (outputs,) -> nats (levels, padded) of every level.
   void nats(const float* raw, float* out) {
-    if (levels_ == 2) return of_sign(raw[0], out);
+    if (levels_ == 2) return of_signs(1, &raw, out);
     if (levels_ <= kSoftmax) return of_softmax(raw, out);
     of_mixture(raw, out);
+  }
+
+  // The same of n values.
+  void nats(int64_t n, const float* const* raw, float* out) {
+    if (levels_ == 2) return of_signs(n, raw, out);
+    for (int64_t i = 0; i < n; i++) nats(raw[i], out + i * padded(levels_));
   }
 
   // Draws the next value of n rows, or takes the given ones, and counts the step -> the first row whose logits are not finite, or -1.
@@ -99,11 +105,15 @@ class Values {
   bool draw(Row& row, const float* nats, int64_t at) { return draw_(row, nats, at); }
 
  private:
-  static void of_sign(float logit, float* out) {
-    const Vector l = all(logit), zero = all(0), short_of = rounding(l);
-    float low[kWidth], high[kWidth];
-    store(low, min(zero - l, zero) - short_of), store(high, min(l, zero) - short_of);
-    out[0] = low[0], out[1] = high[0];
+  static void of_signs(int64_t n, const float* const* raw, float* out) {
+    for (int64_t first = 0; first < n; first += kWidth) {
+      const int64_t some = std::min<int64_t>(n - first, kWidth);
+      float logits[kWidth] = {}, low[kWidth], high[kWidth];
+      for (int64_t i = 0; i < some; i++) logits[i] = raw[first + i][0];
+      const Vector l = load(logits), zero = all(0), short_of = rounding(l);
+      store(low, min(zero - l, zero) - short_of), store(high, min(l, zero) - short_of);
+      for (int64_t i = 0; i < some; i++) out[16 * (first + i)] = low[i], out[16 * (first + i) + 1] = high[i];
+    }
   }
 
   void of_softmax(const float* raw, float* out) const {
@@ -134,7 +144,10 @@ class Values {
         Row& row = *rows[first + i];
         const float logit = raw[first + i][0];
         if (!(logit - logit == 0)) return first + i;
-        if (row.logits) of_sign(logit, row.logits + at * 2);
+        if (row.logits) {
+          nats(raw[first + i], nats_);
+          row.logits[2 * at] = nats_[0], row.logits[2 * at + 1] = nats_[1];
+        }
         logits[i] = row.temperature == 1 ? logit : logit / static_cast<float>(row.temperature);
         uniforms[i] = row.uniforms[row.order[row.step]];
       }
