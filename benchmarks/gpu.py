@@ -183,8 +183,7 @@ def main() -> int:
     parser.add_argument("--trained", type=int, default=400, help="steps that the picture model is trained first")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device: this table is of a GPU", file=sys.stderr)
-        return 2
+        return print("no CUDA device: this table is of a GPU", file=sys.stderr) or 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in every sampler
     rate, bandwidth = peaks()
     print(f"{equality_class(device='cuda')}: {rate / 1e12:,.0f} bf16 TFLOP/s of 8192^3, {bandwidth / 1e12:.2f} TB/s copied\n")
