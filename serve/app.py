@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from serve import documentation, examples, media_types, requests, stream
 from serve.directory import Directory
-from serve.media_types import JSON, LINES
+from serve.media_types import JSON, RECEIPT_HEADER
 from serve.messages import Classified, Draw, Drawn, Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import (
@@ -32,10 +32,9 @@ from serve.schema import (
     ScoreRequest,
     Settings,
 )
+from serve.stream import in_time
 
-T = TypeVar("T")
 Kind = TypeVar("Kind", bound=ExamplesRequest)
-RECEIPT_HEADER = "X-Genmodels-Receipt"
 
 
 def build(directory: Directory, settings: Settings, *, token: str | None = None) -> FastAPI:
@@ -103,14 +102,14 @@ async def samples(m: str, request: Request, directory: Models, limits: Limits) -
     """Draws samples. The same seed, index, label and temperature give the same bytes, whoever else is asking.
 
     Answers by Accept: one PNG (a sheet for n > 1), one WAV, a .npy array, or JSON; the receipt is in X-Genmodels-Receipt and in the file.
+    With stream: JSON lines, or for Accept: audio/wav one sound while it is drawn.
     """
     handle, known, version = await directory.find(m)
     wanted = requests.parse(SampleRequest, await _body(request, limits.max_body))
     asked = requests.draw(wanted, known, version=version)
     if wanted.stream:
-        media_types.choose(request.headers.get("accept"), [LINES], why=" (stream answers one JSON line a sample)")
-        return await stream.lines(lambda part: _in_time(handle.sample(part), limits), asked, block=limits.max_batch)
-    return await _answer(request, known, asked, lambda: _in_time(handle.sample(asked), limits))
+        return await stream.answer(handle, asked, known, request.headers.get("accept"), limits)
+    return await _answer(request, known, asked, lambda: in_time(handle.sample(asked), limits))
 
 
 async def completions(m: str, request: Request, directory: Models, limits: Limits) -> Response:
@@ -122,7 +121,7 @@ async def completions(m: str, request: Request, directory: Models, limits: Limit
     handle, known, version = await directory.find(m)
     wanted, x, lengths = await _sent(CompletionRequest, request, known, limits, resample=False)
     asked = requests.fill(wanted, x, lengths, known, version=version)
-    return await _answer(request, known, asked, lambda: _in_time(handle.complete(asked), limits))
+    return await _answer(request, known, asked, lambda: in_time(handle.complete(asked), limits))
 
 
 async def scores(m: str, request: Request, directory: Models, limits: Limits) -> ScoreAnswer:
@@ -133,7 +132,7 @@ async def scores(m: str, request: Request, directory: Models, limits: Limits) ->
     """
     handle, known, version = await directory.find(m)
     asked = requests.weigh(*await _sent(ScoreRequest, request, known, limits), known, version=version)
-    weighed = await _in_time(handle.score(asked), limits)
+    weighed = await in_time(handle.score(asked), limits)
     return ScoreAnswer(**_who(weighed), scores=_scores(weighed, asked))
 
 
@@ -141,7 +140,7 @@ async def classifications(m: str, request: Request, directory: Models, limits: L
     """Labels examples by Bayes' rule, p(y|x) ~ p(x|y) p(y), exactly. Takes what scores take."""
     handle, known, version = await directory.find(m)
     asked = requests.classify(*await _sent(ClassificationRequest, request, known, limits), known, version=version)
-    classified = await _in_time(handle.classify(asked), limits)
+    classified = await in_time(handle.classify(asked), limits)
     names, rows = classified.description.labels, classified.log_probs.tolist()
     best = [row.index(max(row)) for row in rows]
     found = [Classification(best=y, label=names[y] if names else None, log_probs=row) for y, row in zip(best, rows, strict=True)]
@@ -188,17 +187,6 @@ def _scores(weighed: Weighed, asked: Weigh) -> list[SampleScore]:
         SampleScore(nats=nats, bits_per_dim=-nats / (size * math.log(2)), dims=size, map=each)
         for nats, size, each in zip(weighed.nats.tolist(), sizes, maps, strict=True)
     ]
-
-
-async def _in_time(answer: Awaitable[T], limits: Settings) -> T:
-    """The answer, or Problem 504 when it takes too long; what is not yet computed of it is dropped then."""
-    try:
-        async with asyncio.timeout(limits.timeout_s):
-            return await answer
-    except TimeoutError:
-        raise Problem(
-            504, "timeout", f"not done within {limits.timeout_s:g} s; ask for fewer at a time, or raise serve.timeout_s"
-        ) from None
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -5,6 +5,8 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -13,7 +15,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.media_types import JSON, NPY, levels_hash
+from serve.media_types import JSON, NPY, WAV, levels_hash
 from serve.schema import (
     DRAWN_SEEDS,
     ClassificationAnswer,
@@ -103,6 +105,12 @@ class Client:
         answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": accept})
         return answer.headers["Content-Type"], answer.content, Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
 
+    def listen(self, model: str, *, seed: int | None = None, **asked: Any) -> Iterator[bytes]:
+        """The bytes of one sound's WAV as they are drawn; joined they are what `file` gives. Further keys as in SampleRequest."""
+        body = SampleRequest(seed=secrets.randbelow(DRAWN_SEEDS) if seed is None else seed, stream=True, **asked).model_dump()
+        with closing(self._ask("POST", f"/v1/models/{model}/samples", stream=True, json=body, headers={"Accept": WAV})) as answer:
+            yield from answer.iter_bytes()
+
     def score(
         self,
         model: str,
@@ -132,12 +140,15 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """The answer; waits and asks again, longer each time, while that may help. Raises Refused, or httpx.TransportError at the last."""
+    def _ask(self, method: str, path: str, *, stream: bool = False, **request: Any) -> httpx.Response:
+        """The answer, of a stream its beginning; waits and asks again, longer each time, while that may help. Raises Refused, or
+        httpx.TransportError at the last."""
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
-                answer = self._http.request(method, path, **request)
+                answer = self._http.send(self._http.build_request(method, path, **request), stream=stream)
+                if not answer.is_success:
+                    answer.read()
             except httpx.TransportError:
                 if last:
                     raise

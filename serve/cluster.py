@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ PREFIX = "genmodels."
 RETRY_AFTER = 1
 """Seconds after which a client that was turned away may ask again."""
 ATTEMPTS = 5
+LOST = (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError)
+DEAD = (503, "not-ready", "the model's replicas died one after another; ask again", {"Retry-After": "5"})
 _CARE = {
     "health_check_period_s": 10,
     "health_check_timeout_s": 30,
@@ -69,6 +71,29 @@ class Replicas:
     async def classify(self, asked: Examples) -> Classified:
         return await self._ask(lambda: self._handle.classify.remote(asked))
 
+    async def listen(self, asked: Draw) -> AsyncGenerator[Drawn]:
+        """When a replica dies another one goes on: it draws the same, and what was heard already is left out."""
+        heard = 0
+        for attempt in range(ATTEMPTS):
+            response: Any = self._handle.options(stream=True).listen.remote(asked)
+            at = 0
+            try:
+                async for piece in response:
+                    new = piece.levels[:, max(0, heard - at) :]
+                    at += piece.levels.shape[1]
+                    if new.size:
+                        heard = at
+                        yield replace(piece, levels=new)
+                        asked = replace(asked, version=piece.description.version)
+                return
+            except LOST:
+                await asyncio.sleep(0.1 * 2**attempt)
+            except Exception as error:
+                raise _said(error) from None
+            finally:
+                response.cancel()
+        raise Problem(*DEAD)
+
     async def _ask(self, call: Callable[[], Any]) -> Any:
         for attempt in range(ATTEMPTS):
             response = call()
@@ -77,15 +102,18 @@ class Replicas:
             except asyncio.CancelledError:  # nobody waits for it any more: the replica shall know
                 response.cancel()
                 raise
-            except BackPressureError:
-                raise Problem(429, "overloaded", "too many requests wait already; ask again", {"Retry-After": str(RETRY_AFTER)}) from None
-            except RayTaskError as error:
-                if isinstance(error.cause, Problem):
-                    raise error.cause from None
-                raise
-            except (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError):
+            except LOST:
                 await asyncio.sleep(0.1 * 2**attempt)
-        raise Problem(503, "not-ready", "the model's replicas died one after another; ask again", {"Retry-After": "5"})
+            except Exception as error:
+                raise _said(error) from None
+        raise Problem(*DEAD)
+
+
+def _said(error: Exception) -> Exception:
+    """The Problem that a replica or its queue means by an error; else the error."""
+    if isinstance(error, BackPressureError):
+        return Problem(429, "overloaded", "too many requests wait already; ask again", {"Retry-After": str(RETRY_AFTER)})
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Problem) else error
 
 
 @serve.ingress()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
@@ -21,6 +21,10 @@ class Handle(Protocol):
 
     async def describe(self) -> Description: ...
     async def sample(self, asked: Draw) -> Drawn: ...
+    def listen(self, asked: Draw) -> AsyncGenerator[Drawn]:
+        """One sound as it is drawn, levels (1, t) at a time."""
+        ...
+
     async def complete(self, asked: Fill) -> Filled: ...
     async def score(self, asked: Weigh) -> Weighed: ...
     async def classify(self, asked: Examples) -> Classified: ...

@@ -8,7 +8,7 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from serve.media_types import JSON, LINES, NPY, PNG, WAV
+from serve.media_types import JSON, LINES, NPY, PNG, RECEIPT_HEADER, WAV
 from serve.problem import ProblemDetails
 from serve.schema import (
     ClassificationAnswer,
@@ -70,18 +70,25 @@ def _files(kind: type[BaseModel], examples: Mapping[str, Any], **beside: tuple[s
     return {**_body(kind, examples, **_FILES), "parameters": [path, *query]}
 
 
-def _drawn(answer: type[BaseModel], **others: Any) -> dict[str, Any]:
+def _drawn(answer: type[BaseModel], receipt: str = "", **others: Any) -> dict[str, Any]:
     return {
         "description": "A picture for n = 1, a sheet of them for more; a WAV holds one sound.",
         "content": {JSON: {"schema": answer.model_json_schema()}, PNG: _BINARY, WAV: _BINARY, NPY: _BINARY, **others},
-        "headers": {"X-Genmodels-Receipt": {"description": "JSON: what this can be made again from.", "schema": {"type": "string"}}},
+        "headers": {RECEIPT_HEADER: {"description": f"JSON: what this can be made again from.{receipt}", "schema": {"type": "string"}}},
     }
 
 
+_STREAMED = (
+    " Of a sound that is streamed (stream, Accept: audio/wav) all but the hash of the levels, which are not drawn yet: the whole receipt is "
+    "the INFO chunk at the end of the WAV. An answer that breaks off before its end has failed."
+)
 _LABEL = ("string", "Class number or name.")
 SAMPLES: dict[str, Any] = {
-    "responses": {200: _drawn(SampleAnswer, **{LINES: _BINARY}), **problems(*(status for status in _ERRORS if status != 415))},
-    "openapi_extra": _body(SampleRequest, {"one": {"seed": 1}, "four of a class": {"n": 4, "seed": 1, "label": 7}}),
+    "responses": {200: _drawn(SampleAnswer, _STREAMED, **{LINES: _BINARY}), **problems(*(status for status in _ERRORS if status != 415))},
+    "openapi_extra": _body(
+        SampleRequest,
+        {"one": {"seed": 1}, "four of a class": {"n": 4, "seed": 1, "label": 7}, "as it is drawn": {"seed": 1, "stream": True}},
+    ),
 }
 COMPLETIONS: dict[str, Any] = {
     "responses": {200: _drawn(CompletionAnswer), **problems(*_ERRORS)},

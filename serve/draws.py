@@ -5,7 +5,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from genmodels.sampling.native import Compiled, Native
 from serve.jobs import Job, Part
 from serve.messages import Draw, Fill
 
+Drawer = TypeVar("Drawer", bound="Sampling")
 FEW = 4
 """Rows of a completion that are computed at once while they may take a swarm of draws each."""
 
@@ -153,7 +154,7 @@ class Completing(Stepwise):
         return self.model
 
 
-def sampling(kind: type[Sampling], model: GenerativeModel, asked: Draw) -> Sampling:
+def sampling(kind: type[Drawer], model: GenerativeModel, asked: Draw) -> Drawer:
     y = None if asked.y is None else torch.tensor(asked.y)
     if y is None and model.event.classes:
         y = model.drawn_labels(Noise([asked.seed], position=range(asked.first, asked.first + asked.n)).to(model.device)).cpu()

@@ -16,6 +16,7 @@ from serve.problem import Problem
 from serve.schema import Completed, CompletionAnswer, Description, Receipt, SampleAnswer, ValueMap
 
 PNG, WAV, NPY, JSON, LINES = "image/png", "audio/wav", "application/x-npy", "application/json", "application/x-ndjson"
+RECEIPT_HEADER = "X-Genmodels-Receipt"
 RECEIPT_KEY = "genmodels-receipt"
 """Keyword of the receipt in a PNG's tEXt, and in the JSON of a WAV's INFO comment."""
 
@@ -24,6 +25,15 @@ def offered(model: Description, n: int) -> list[str]:
     """The media types that n samples can be had in; the first is what a client without a preference gets."""
     native = {"image": [PNG], "audio": [WAV] if n == 1 else []}.get(model.event["modality"], [])
     return [*(native if model.event["levels"] else []), JSON, NPY]
+
+
+def check_one_sound(model: Description, n: int) -> None:
+    """Raises Problem 422 for what cannot be heard while it is drawn: pictures and tables, real values, several sounds at once."""
+    if WAV not in offered(model, 1):
+        what = f"{model.event['modality']}s" + ("" if model.event["levels"] else " of real values")
+        raise Problem(422, "no-sound", f"{model.model} models {what}; a stream of {WAV} is one sound: accept {LINES}, or leave stream out")
+    if n != 1:
+        raise Problem(422, "several-sounds", f"n = {n}; a stream of {WAV} is one sound: ask for n = 1, or accept {LINES}")
 
 
 def choose(accept: str | None, offers: Sequence[str], *, why: str = "") -> str:

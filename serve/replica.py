@@ -1,7 +1,8 @@
 """One model in memory: it draws samples and scores examples for several requests at once, and moves to another version while it answers."""
 
+import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from genmodels import artifact
 from genmodels.core import Density, GenerativeModel, capabilities
 from genmodels.sampling.native import Compiled, Native
-from serve import catalogue, requests
+from serve import catalogue, media_types, requests
 from serve.batching import Batcher
-from serve.draws import Sampling, completing, repeated, sampling
+from serve.draws import Listening, Sampling, completing, repeated, sampling
 from serve.jobs import Classifying, Job, Scoring, ScoringValues
 from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
 from serve.problem import Problem
@@ -60,6 +61,21 @@ class Replica:
         job = sampling(Sampling, loaded.model, asked)
         levels = await self._rows(job)
         return Drawn(levels=levels, labels=None if job.y is None else tuple(job.y.tolist()), description=loaded.description)
+
+    async def listen(self, asked: Draw) -> AsyncGenerator[Drawn]:
+        """One sound as it is drawn, levels (1, t) at a time; all of it at once where the model is drawn in blocks. Raises Problem as `sample`."""
+        loaded = self._of_version(asked.version)
+        requests.check_draw(asked, loaded.description)
+        media_types.check_one_sound(loaded.description, asked.n)
+        job = sampling(Listening, loaded.model, asked)
+        labels, rows, heard = None if job.y is None else tuple(job.y.tolist()), asyncio.ensure_future(self._rows(job)), 0
+        try:
+            while (piece := await job.pieces.get()) is not None:
+                heard += len(piece)
+                yield Drawn(levels=piece[None], labels=labels, description=loaded.description)
+            yield Drawn(levels=(await rows)[:, heard:], labels=labels, description=loaded.description)
+        finally:
+            rows.cancel()
 
     async def score(self, asked: Weigh) -> Weighed:
         """Raises Problem for what the model does not take."""

@@ -76,7 +76,9 @@ class SampleRequest(DrawRequest):
     """Which samples to draw."""
 
     stream: Annotated[bool, Field(strict=True)] = Field(
-        False, description="Answer application/x-ndjson: one line a sample, as it is drawn."
+        False,
+        description="Answer application/x-ndjson, one line a sample when it is drawn; or for Accept: audio/wav and n = 1 the sound itself while "
+        "it is drawn.",
     )
 
 

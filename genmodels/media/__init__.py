@@ -25,7 +25,20 @@ from genmodels.media.image import (
     shown,
 )
 from genmodels.media.reading import Levels, Settings, reason
-from genmodels.media.sound import MAX_SAMPLES, decode, encode, levels_from_sound, sound_format, wav, wav_info, window_steps, windows
+from genmodels.media.sound import (
+    MAX_SAMPLES,
+    decode,
+    encode,
+    levels_from_sound,
+    sound_format,
+    wav,
+    wav_end,
+    wav_head,
+    wav_info,
+    wav_samples,
+    window_steps,
+    windows,
+)
 
 __all__ = [
     "MAX_PIXELS",
@@ -47,7 +60,10 @@ __all__ = [
     "shown",
     "sound_format",
     "wav",
+    "wav_end",
+    "wav_head",
     "wav_info",
+    "wav_samples",
     "window_steps",
     "windows",
 ]

@@ -124,12 +124,26 @@ def decode(codes: Levels, levels: int, companding: str | None) -> NDArray[np.flo
 def wav(
     levels: Levels, *, sample_rate: int, levels_count: int, companding: str | None = None, info: Mapping[str, str] | None = None
 ) -> bytes:
-    """(T,) uint8 levels -> a 16-bit mono WAV at sample_rate Hz; `info` goes as JSON into the comment of its INFO chunk."""
-    samples = np.rint(decode(np.asarray(levels), levels_count, companding) * 32767).astype("<i2").tobytes()
-    form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    comment = _chunk(b"ICMT", json.dumps(dict(info)).encode() + b"\0") if info else b""
-    body = b"WAVE" + _chunk(b"fmt ", form) + (_chunk(b"LIST", b"INFO" + comment) if info else b"") + _chunk(b"data", samples)
-    return _chunk(b"RIFF", body)
+    """(T,) uint8 levels -> a 16-bit mono WAV at sample_rate Hz; `info` goes as JSON into the comment of its INFO chunk, behind the samples."""
+    end = wav_end(info)
+    return wav_head(len(levels), sample_rate=sample_rate, behind=len(end)) + wav_samples(levels, levels_count, companding) + end
+
+
+def wav_head(steps: int, *, sample_rate: int, behind: int) -> bytes:
+    """What comes before the samples, of so many steps and with so many bytes behind them: a sound can be sent while it is made."""
+    form = _chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16))
+    size = len(b"WAVE") + len(form) + 8 + 2 * steps + behind
+    return b"RIFF" + struct.pack("<I", size) + b"WAVE" + form + b"data" + struct.pack("<I", 2 * steps)
+
+
+def wav_samples(levels: Levels, levels_count: int, companding: str | None) -> bytes:
+    """(t,) uint8 levels -> their samples, 16 bits each, little end first."""
+    return np.rint(decode(np.asarray(levels), levels_count, companding) * 32767).astype("<i2").tobytes()
+
+
+def wav_end(info: Mapping[str, str] | None) -> bytes:
+    """The INFO chunk."""
+    return _chunk(b"LIST", b"INFO" + _chunk(b"ICMT", json.dumps(dict(info)).encode() + b"\0")) if info else b""
 
 
 def wav_info(data: bytes) -> dict[str, str]:

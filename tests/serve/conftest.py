@@ -1,15 +1,18 @@
 """A served model without Ray: a real artifact on disk, a real replica in this process, and the endpoint's own ASGI application over it."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import pytest
 import torch
+import uvicorn
 
 from genmodels import Event, artifact, build
 from serve import app, catalogue
@@ -77,6 +80,19 @@ class Local:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+
+@contextmanager
+def listening(local: Local, app: Any) -> Iterator[str]:
+    """The URL of an application over a real socket, in the loop of its replicas."""
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        door.listen()
+        ended = local.begin(running.serve(sockets=[door]))
+        yield f"http://127.0.0.1:{door.getsockname()[1]}"
+        running.should_exit = True
+        ended.result(10)
 
 
 def target(folder: Path, name: str, version: str = "3") -> dict[str, Any]:

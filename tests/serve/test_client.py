@@ -1,6 +1,5 @@
 """The client over real sockets: arrays and receipts, patience with a server that fails or is full, none with a refusal."""
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,14 +9,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from genmodels import load
 from genmodels.core import Autoregressive
 from serve.client import Client, Refused, values
 from serve.schema import Settings
-from tests.serve.conftest import Local
+from tests.serve.conftest import Local, listening
 
 
 class Faulty:
@@ -47,14 +45,8 @@ class Faulty:
 def server(digits: Path) -> Iterator[tuple[str, Faulty]]:
     local = Local({"digits": digits}, Settings())
     faulty = Faulty(local.app)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(faulty, log_level="critical", lifespan="off"))
-        listening.listen()
-        ended = local.begin(running.serve(sockets=[listening]))
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", faulty
-        running.should_exit = True
-        ended.result(10)
+    with listening(local, faulty) as url:
+        yield url, faulty
     local.close()
 
 

@@ -122,6 +122,30 @@ def test_completions_classes_and_maps_come_through_the_router(url: str, digits: 
             client.complete("digits", x, known.numpy()[..., ::-1, :].copy(), seed=1, temperature=0.5)
 
 
+@pytest.fixture(scope="module")
+def sound(url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sound that takes seconds."""
+    from serve import cluster
+
+    folder = tmp_path_factory.mktemp("models") / "sound"
+    event = Event(modality="audio", shape=(200_000,), levels=256, sample_rate=8000, companding="mu-law")
+    save(folder, family="wavenet", event=event, prepare={})
+    cluster.put([Target.of(target(folder, "sound"))], settings_of(url, replicas=1))
+    return "sound"
+
+
+def test_a_sound_comes_through_the_router_while_it_is_drawn(url: str, sound: str) -> None:
+    with Client(url) as client:
+        pieces = list(client.listen(sound, seed=1))
+        assert b"".join(pieces) == client.file(sound, seed=1)[1]
+        assert len(pieces) > 5
+        with pytest.raises(Refused, match="n = 2; a stream of audio/wav is one sound"):
+            next(client.listen(sound, n=2))
+        cut_off = client.listen(sound, seed=2)
+        next(cut_off)
+        cut_off.close()
+
+
 def test_errors_are_problems_here_too(url: str) -> None:
     for path, status in (("/v1/models/digit", 404), ("/v2", 404), ("/v1/models/digits/samples", 405)):
         answer = httpx.get(url + path)
