@@ -62,8 +62,7 @@ class Native(Sampler):
         if function is None or not isinstance(model, Compiled):
             return None
         plan = _plans(model).of(model, self.precision)
-        told = _told(model, n, y, c).detach().to(torch.float32).contiguous()
-        fixed = Fixed(function=function, plan=plan, told=told, threads=self.threads)
+        fixed = Fixed(function=function, plan=plan, told=_told(model, n, y, c), threads=self.threads)
         return NativeMemory(fixed=fixed, kept=torch.zeros(n, plan.state))
 
     def padded(self, model: Autoregressive) -> bool:
@@ -101,11 +100,14 @@ class Native(Sampler):
 
 
 def _told(model: Compiled, n: int, y: Tensor | None, c: Tensor | None) -> Tensor:
-    """As model.told, a row's last bit being the same whatever the number of rows: torch makes it of the condition."""
+    """As model.told, a row's last bit being the same whatever the number of rows: torch makes it of the condition. Raises ValueError."""
     if c is None:
-        return model.told(n, y=y, c=None)
-    each = [model.told(len(rows), y=None if y is None else y[rows], c=c[rows])[:count] for rows, count in blocks(n)]
-    return torch.cat(each)
+        told = model.told(n, y=y, c=None)
+    else:
+        told = torch.cat([model.told(len(rows), y=None if y is None else y[rows], c=c[rows])[:count] for rows, count in blocks(n)])
+    if not bool(told.isfinite().all()):
+        raise ValueError("biases, label and condition are not all finite numbers: the model's weights or the condition are broken")
+    return told.detach().to(torch.float32).contiguous()
 
 
 @dataclass(frozen=True)
