@@ -19,11 +19,14 @@ ABI = 1
 CHOICE = "GENMODELS_ISA"
 """Environment variable: a copy to take in place of the best one, or eager."""
 
+FOLDER = "GENMODELS_COPIES"
+"""Environment variable: where the copies lie, if not beside this file; as those that were built with a sanitizer."""
+
 log = logging.getLogger("genmodels")
 
 
 def path(copy: str) -> Path:
-    return Path(__file__).parent / f"_native_{copy}.so"
+    return Path(os.environ.get(FOLDER) or Path(__file__).parent) / f"_native_{copy}.so"
 
 
 @cache
