@@ -60,7 +60,7 @@ def test_the_fingerprint_follows_what_shapes_the_weights(shards: Shards, tmp_pat
         "model.kernel=5",
     ):
         assert output(recipe(tmp_path, change), shards).fingerprint == plain, change
-    for change in ("train.seed=1", "train.lr=0.5", "train.threads=2", "train.valid_every=3", "model.hidden=9", "train.schedule.warmup=5"):
+    for change in ("train.seed=1", "train.lr=0.5", "train.threads=2", "train.compile=true", "model.hidden=9", "train.valid_every=3"):
         assert output(recipe(tmp_path, change), shards).fingerprint != plain, change
     other = Shards(**{**vars(shards), "fingerprint": "other"})
     assert output(recipe(tmp_path), other).fingerprint != plain
@@ -68,10 +68,17 @@ def test_the_fingerprint_follows_what_shapes_the_weights(shards: Shards, tmp_pat
 
 
 def test_the_recipe_reaches_the_loop(shards: Shards, tmp_path: Path) -> None:
-    changes = ("train.schedule.decay=cosine", "train.objectives.likelihood.clip=0.5", "train.accumulate=2", "train.seed=9", "train.lr=0.1")
+    changes = (
+        "train.schedule.decay=cosine",
+        "train.objectives.likelihood.clip=0.5",
+        "train.accumulate=2",
+        "train.seed=9",
+        "train.lr=0.1",
+        "train.compile=true",
+    )
     config = numbers(recipe(tmp_path, *changes).train)
     assert (config.schedule.decay, config.accumulate, config.seed, config.lr, config.batch_size) == ("cosine", 2, 9, 0.1, 16)
-    assert config.objectives == {"likelihood": {"clip": 0.5}}
+    assert config.objectives == {"likelihood": {"clip": 0.5}} and config.compile
 
 
 def test_label_frequencies_are_those_of_the_training_set(shards: Shards, tmp_path: Path) -> None:
