@@ -60,7 +60,15 @@ def test_the_fingerprint_follows_what_shapes_the_weights(shards: Shards, tmp_pat
         "model.kernel=5",
     ):
         assert output(recipe(tmp_path, change), shards).fingerprint == plain, change
-    for change in ("train.seed=1", "train.lr=0.5", "train.threads=2", "train.compile=true", "model.hidden=9", "train.valid_every=3"):
+    for change in (
+        "train.seed=1",
+        "train.lr=0.5",
+        "train.threads=2",
+        "train.compile=true",
+        "model.hidden=9",
+        "train.valid_every=3",
+        "train.schedule.warmup=5",
+    ):
         assert output(recipe(tmp_path, change), shards).fingerprint != plain, change
     other = Shards(**{**vars(shards), "fingerprint": "other"})
     assert output(recipe(tmp_path), other).fingerprint != plain
