@@ -64,7 +64,7 @@ def main() -> None:
 
 def ways(workload: Workload) -> list[Way]:
     threads = [1, 2] if len(os.sched_getaffinity(0)) > 1 else [1]
-    compiled = ["f32", "bf16"] if library.chosen() == library.COPIES[-1] else ["f32"]
+    compiled = ["f32", "bf16"] if library.chosen() in library.NARROW else ["f32"]
     plain = [Way(1, 1, name) for name in ("full forward", "windowed")]
     return plain + [Way(batch, n, name) for batch in BATCHES for n in threads for name in ("eager", *compiled)]
 

@@ -10,10 +10,13 @@ import os
 from functools import cache
 from pathlib import Path
 
-COPIES = ("portable", "avx2", "avx512", "avx512bf16")
+COPIES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 """From the one that runs anywhere to the one that asks most of a machine."""
 
-ABI = 1
+NARROW = {"avx512bf16": "bf16", "amx": "bf16-amx"}
+"""The copies that draw with bf16 weights too, and what their equality class is called."""
+
+ABI = 2
 """Of kernels/samplers.cpp; a library of another version is not used."""
 
 CHOICE = "GENMODELS_ISA"
@@ -63,8 +66,9 @@ def chosen() -> str | None:
 def _open(copy: str) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(path(copy)))
-        library.genmodels_abi.restype = ctypes.c_int64
-        return library if library.genmodels_abi() == ABI else None
+        for function in (library.genmodels_abi, library.genmodels_allowed):
+            function.restype = ctypes.c_int64
+        return library if library.genmodels_abi() == ABI and library.genmodels_allowed() else None
     except (OSError, AttributeError):
         return None
 

@@ -71,7 +71,10 @@ class Native(Sampler):
     def backend(self, model: Autoregressive) -> str:
         if self._function(model) is None:
             return "eager"
-        return "native-portable" if self._copy() == "portable" else f"native-{self.precision}"
+        copy = self._copy()
+        if self.precision == "bf16" and copy in library.NARROW:
+            return f"native-{library.NARROW[copy]}"
+        return "native-portable" if copy == "portable" else "native-f32"
 
     def equality_class(self, model: Autoregressive) -> str:
         backend = self.backend(model)

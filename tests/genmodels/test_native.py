@@ -39,7 +39,7 @@ EDGE = 1e-4
 """Two samplers may draw neighbouring levels where a uniform is this near to where their intervals meet."""
 
 pytestmark = pytest.mark.skipif(not library.runnable(), reason="no compiled sampler in this installation")
-needs_bf16 = pytest.mark.skipif("avx512bf16" not in library.runnable(), reason="no processor with bf16")
+needs_bf16 = pytest.mark.skipif(library.chosen() not in library.NARROW, reason="no processor with bf16")
 
 
 def model_of(family: str, event: Event, **config: Any) -> Autoregressive:
@@ -167,12 +167,18 @@ def test_values_that_are_given_stay_and_are_weighed(family: str) -> None:
     assert torch.equal(done.x.flatten(1)[:, beginning], x.flatten(1)[:, beginning])
 
 
+NARROW: list[tuple[Any, str | None]] = [("bf16", copy) for copy in library.runnable() if copy in library.NARROW]
+"""Each sums in an order of its own."""
+
+
+@pytest.mark.parametrize("how", [("f32", None), *NARROW], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_rows_bytes_know_nothing_of_its_company(family: str) -> None:
+def test_a_rows_bytes_know_nothing_of_its_company(family: str, how: tuple[Any, str | None]) -> None:
     model = model_of(family, common(family))
-    whole = drawn(model, 65, Native(threads=1), hot=True)
+    precision, copy = how
+    whole = drawn(model, 65, Native(precision, threads=1, copy=copy), hot=True)
     for n, threads in ((1, 1), (2, 1), (5, 2), (16, 1), (17, 3), (33, 1), (65, 2), (65, 3)):
-        some = drawn(model, n, Native(threads=threads), hot=True)
+        some = drawn(model, n, Native(precision, threads=threads, copy=copy), hot=True)
         assert torch.equal(some.x, whole.x[:n]) and torch.equal(some.log_weight, whole.log_weight[:n]), (n, threads)
 
 

@@ -5,6 +5,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "causal.h"
 #include "gated.h"
 #include "nade.h"
@@ -12,7 +16,18 @@
 #include "pixelcnnpp.h"
 #include "wavenet_pair.h"
 
+#if defined(__AMX_BF16__)
+#include "tiles.h"
+#endif
+
 namespace genmodels {
+
+#if defined(__AMX_BF16__)
+using Narrow = Amx;
+#elif defined(__AVX512BF16__)
+using Narrow = Bf16;
+#endif
+
 namespace {
 
 // k steps, or as many as are left, of rows that are drawn together. -1, or the index of a row with a logit that is not finite.
@@ -86,16 +101,25 @@ GENMODELS_SAMPLER(causal_f32, genmodels::Causal<genmodels::F32>)
 GENMODELS_SAMPLER(nade_f32, genmodels::Nade<genmodels::F32>)
 
 #if defined(__AVX512BF16__)
-GENMODELS_SAMPLER(wavenet_bf16, genmodels::WaveNet<genmodels::Bf16>)
-GENMODELS_SAMPLER(pixelcnn_bf16, genmodels::PixelCNN<genmodels::Bf16>)
-GENMODELS_SAMPLER(gated_pixelcnn_bf16, genmodels::GatedPixelCNN<genmodels::Bf16>)
-GENMODELS_SAMPLER(pixelcnnpp_bf16, genmodels::PixelCNNPlusPlus<genmodels::Bf16>)
-GENMODELS_SAMPLER(causal_bf16, genmodels::Causal<genmodels::Bf16>)
-GENMODELS_SAMPLER(nade_bf16, genmodels::Nade<genmodels::Bf16>)
+GENMODELS_SAMPLER(wavenet_bf16, genmodels::WaveNet<genmodels::Narrow>)
+GENMODELS_SAMPLER(pixelcnn_bf16, genmodels::PixelCNN<genmodels::Narrow>)
+GENMODELS_SAMPLER(gated_pixelcnn_bf16, genmodels::GatedPixelCNN<genmodels::Narrow>)
+GENMODELS_SAMPLER(pixelcnnpp_bf16, genmodels::PixelCNNPlusPlus<genmodels::Narrow>)
+GENMODELS_SAMPLER(causal_bf16, genmodels::Causal<genmodels::Narrow>)
+GENMODELS_SAMPLER(nade_bf16, genmodels::Nade<genmodels::Narrow>)
 #endif
 
 // Raised with every change of Row or of what a plan holds: a library of another version is not used.
-extern "C" int64_t genmodels_abi() { return 1; }
+extern "C" int64_t genmodels_abi() { return 2; }
+
+// Asks the system for what the copy needs beyond its instructions -> whether it may run.
+extern "C" int64_t genmodels_allowed() {
+#if defined(__AMX_BF16__)
+  return genmodels::allow_tiles();
+#else
+  return 1;
+#endif
+}
 
 // Which of the copies, counted as library.py does, is the last one that this processor can run.
 extern "C" int64_t genmodels_level() {
@@ -105,7 +129,10 @@ extern "C" int64_t genmodels_level() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
       !__builtin_cpu_supports("avx512vl"))
     return 1;
-  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+  if (!__builtin_cpu_supports("avx512bf16")) return 2;
+  unsigned a, b, c, d;
+  constexpr unsigned units = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & units) == units ? 4 : 3;
 #else
   return 0;
 #endif
