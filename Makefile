@@ -1,4 +1,5 @@
 # make run: the default recipe from files to an answering endpoint.   make test: every test.   make check: format, lint, types, layers.
+# make sanitize: the compiled samplers under address, undefined-behaviour and thread sanitizers, a few minutes; needs g++ with their libraries.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -6,7 +7,7 @@ RECIPE ?= digits-pixelcnn
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup run test test-fast check format wheel clean
+.PHONY: setup run test test-fast check sanitize format wheel clean
 
 setup: $(STAMP)
 
@@ -32,6 +33,10 @@ check: setup
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	@$(VENV)/bin/lint-imports
+
+sanitize: setup
+	@$(VENV)/bin/python -m tests.genmodels.sanitized
+	@$(VENV)/bin/python -m tests.genmodels.sanitized --sanitizer thread
 
 format: setup
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
