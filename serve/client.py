@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -105,7 +105,7 @@ class Client:
         answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": accept})
         return answer.headers["Content-Type"], answer.content, Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
 
-    def listen(self, model: str, *, seed: int | None = None, **asked: Any) -> Iterator[bytes]:
+    def listen(self, model: str, *, seed: int | None = None, **asked: Any) -> Generator[bytes]:
         """The bytes of one sound's WAV as they are drawn; joined they are what `file` gives. Further keys as in SampleRequest."""
         body = SampleRequest(seed=secrets.randbelow(DRAWN_SEEDS) if seed is None else seed, stream=True, **asked).model_dump()
         with closing(self._ask("POST", f"/v1/models/{model}/samples", stream=True, json=body, headers={"Accept": WAV})) as answer:
