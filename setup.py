@@ -41,6 +41,10 @@ def last_flags() -> list[str]:
 class Copies(build_ext):
     """Each Extension is a copy; one that cannot be built is left out, and said so."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or True  # a compiler for each processor
+
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -144,20 +144,25 @@ def _send(client: Any, name: str, values: dict[str, Any], key: str, *, here: boo
 
 
 def _wheel(folder: Path) -> Path:
-    """Our own wheel, built from the source tree that this module lies in."""
-    source = Path(__file__).resolve().parents[1]
-    if not (source / "pyproject.toml").exists():
-        raise Refused(f"no source tree around {source}; submit from a checkout, which the wheel is built from")
-    clean = folder / "source"  # in the checkout setuptools would leave a build/ behind, and ship what an older one still holds
-    for part in ("genmodels", "pipelines", "serve"):
-        shutil.copytree(source / part, clean / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(source / part, clean / part)
+    """Our own wheel, built from the source tree that this module lies in; with the compiled samplers where this machine has a compiler."""
+    clean = sources(folder / "source")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(clean)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
         raise Failed(f"the wheel could not be built: {' '.join(built.stderr.split())[-300:]}")
     return next(folder.glob("genmodels-*.whl"))
+
+
+def sources(folder: Path) -> Path:
+    """A copy of all that a wheel is built from: in the checkout setuptools would leave a build/ behind, and ship what an older one still holds."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").exists():
+        raise Refused(f"no source tree around {root}; submit from a checkout, which the wheel is built from")
+    for part in ("genmodels", "pipelines", "serve"):
+        shutil.copytree(root / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(root / part, folder / part)
+    return folder
 
 
 def _follow(client: Any, job: str) -> None:

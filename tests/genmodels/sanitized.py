@@ -77,7 +77,7 @@ def draw(family: str, seed: int, copy: str) -> str:
     event, config = random_case(family, rng)
     model = shaken(family, event, seed=seed, **config)
     assert isinstance(model, Autoregressive)
-    bf16 = rng.random() < 0.5 and copy == "avx512bf16"
+    bf16 = rng.random() < 0.5 and copy in library.NARROW
     model.sampler = Native("bf16" if bf16 else "f32", threads=rng.choice([1, 2]), copy=copy)
     n, broken = rng.randint(1, 20), rng.choice([None] * 6 + ["state", "huge", "weight"])
     if broken in ("huge", "weight"):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,18 +138,3 @@ def test_local_paths_and_other_versions_do_not_travel(tmp_path: Path, capsys: py
             Refused, match=r"this cluster has ray .*, the submitter has 1\.0; use an image built with the same constraints\.txt"
         ):
             submit.check_versions()
-
-
-def test_the_wheel_holds_what_the_checkout_holds(tmp_path: Path) -> None:
-    from pipelines import recipe as recipes
-    from pipelines import submit
-
-    root = Path(submit.__file__).parents[1]
-    before = {path.name for path in root.iterdir()}
-    with zipfile.ZipFile(submit._wheel(tmp_path / "wheel")) as wheel:
-        names = {name for name in wheel.namelist() if not name.startswith("genmodels-")}
-    kept = {str(path.relative_to(root)) for part in ("genmodels", "pipelines", "serve") for path in (root / part).rglob("*.py")} | {
-        str(path.relative_to(root)) for path in recipes.shipped()
-    }
-    assert {name for name in names if name.endswith((".py", ".yaml"))} == kept
-    assert {path.name for path in root.iterdir()} == before, "nothing is left in the checkout"
