@@ -1,4 +1,5 @@
 # make run: the default recipe from files to an answering endpoint.   make test: every test.   make check: format, lint, types, layers.
+# make wheel: a wheel for this platform, with its compiled samplers, in dist/.
 # make sanitize: the compiled samplers under address, undefined-behaviour and thread sanitizers, a few minutes; needs g++ with their libraries.
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard genmodels/sampling/
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; try make PYTHON=python3.11"; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned dependencies into $(VENV) (a minute or two, once)"
-	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools wheel
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch setuptools
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
