@@ -1,5 +1,5 @@
 # make run: the default recipe from files to an answering endpoint.   make test: every test.   make check: format, lint, types, layers.
-# make wheel: a wheel for this platform, with its compiled samplers, in dist/.
+# make wheel: a source archive, and from it a wheel for this platform with its compiled samplers, in dist/.
 # make sanitize: the compiled samplers under address, undefined-behaviour and thread sanitizers, a few minutes; needs g++ with their libraries.
 PYTHON ?= python3
 VENV := .venv
@@ -43,7 +43,7 @@ format: setup
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
 wheel: setup
-	@$(VENV)/bin/python -m build --wheel --no-isolation
+	@$(VENV)/bin/python -m build --no-isolation
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
