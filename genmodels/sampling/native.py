@@ -124,7 +124,8 @@ class Fixed:
 
     def run(self, arguments: tuple[Any, ...], table: NDArray[Any], k: int) -> None:
         """k steps of the rows of a table, to which the arguments point."""
-        failed = self.function(*arguments, k, self.threads or torch.get_num_threads())
+        threads = self.threads or (torch.get_num_threads() if len(table) > 1 else 1)
+        failed = self.function(*arguments, k, threads)
         if failed >= 0:
             raise NotFinite(failed, int(table["step"][failed]))
         if failed < -1:

@@ -182,6 +182,18 @@ def test_a_rows_bytes_know_nothing_of_its_company(family: str, how: tuple[Any, s
         assert torch.equal(some.x, whole.x[:n]) and torch.equal(some.log_weight, whole.log_weight[:n]), (n, threads)
 
 
+@pytest.mark.parametrize(("asked", "n", "threads"), [(None, 1, 1), (None, 2, 3), (2, 1, 2), (2, 5, 2)])
+def test_a_single_row_takes_a_second_thread_only_where_it_is_asked_for(
+    asked: int | None, n: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    model, taken = model_of("wavenet", EVENTS["clicks"]), []
+    state = begun(model, n, Native(threads=asked))
+    state.memory.fixed = replace(state.memory.fixed, function=lambda *arguments: taken.append(arguments[-1]) or -1)
+    model.advance(state, 1)
+    assert taken == [threads]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_rows_bytes_know_nothing_of_how_many_steps_a_call_takes(family: str) -> None:
     model = model_of(family, common(family))
