@@ -80,7 +80,7 @@ def test_every_command_that_the_readme_names_exists() -> None:
     from pipelines.cli import app
 
     known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md", "docs/sampling.md"))
     named = set(re.findall(r"genmodels ([a-z]+)(?= )", text)) & set(
         re.findall(r"(?:^|`|\s{4})genmodels ([a-z]+)", text, flags=re.MULTILINE)
     )
@@ -99,11 +99,12 @@ def test_the_recipe_that_the_readme_explains_is_a_recipe(tmp_path: Path) -> None
         recipes.load(str(path))
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
+def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / page).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert blocks
     for block in blocks:
         if "Client(" not in block:  # the client's block needs an endpoint: tests/serve has it
-            exec(compile(block, "README.md", "exec"), {})
+            exec(compile(block, page, "exec"), {})
