@@ -89,9 +89,9 @@ class Draw {
   float weigh() {
     Vector top = load(logits_);
     for (int64_t i = kWidth; i < padded_; i += kWidth) top = max(top, load(logits_ + i));
-    float tops[kWidth], most = tops[0];
+    float tops[kWidth];
     store(tops, top);
-    most = tops[0];
+    float most = tops[0];
     for (int i = 1; i < kWidth; i++) most = tops[i] > most ? tops[i] : most;
     // Where float32 has nothing left a level must have no mass at all, or a uniform of 0 would draw it.
     each(padded_, logits_, weights_, [most = all(most)](Vector l) { return where_positive(l - most + all(87.f), exp(l - most), all(0)); });
