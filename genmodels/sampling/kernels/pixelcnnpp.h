@@ -59,9 +59,9 @@ class PixelCNNPlusPlus {
  public:
   static constexpr int64_t kTogether = 16;
 
-  // Picture's part, then numbers: hidden, resolutions, reach, components; floats of `told` for the vertical stream; where in a state the present pixel's
-  // parameters lie, the row being drawn, and from where to where what the horizontal stream keeps of a row. Matrices: above, left (pixels, channels and
-  // a one -> hidden); out (in float32). Tensor: (height, width, hidden), the map of places and the bias of above. Then the streams' parts.
+  // Picture's part, then numbers: hidden, resolutions, reach, components; floats of `told` for the vertical stream; where in a state the present
+  // pixel's parameters lie, the row being drawn, and from where to where what the horizontal stream keeps of a row. Matrices: above, left (pixels,
+  // channels and a one -> hidden); out (in float32). Tensor: (height, width, hidden), the map of places and the bias of above. Then the streams.
   PixelCNNPlusPlus(Plan plan, int64_t rows)
       : picture_(plan), canvas_{plan.number(), picture_.width, plan.number()}, reach_(plan.number()), chain_(picture_, plan.number()),
         told_(plan.number()), raw_(plan.number()), row_(plan.number()), kept_(plan.number()), kept_end_(plan.number()),

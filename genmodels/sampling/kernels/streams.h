@@ -1,7 +1,7 @@
 // Causal residual streams over several resolutions, one slice a call (nn/streams.py): whole rows of one picture, or one pixel of several.
 //
-// Features of neighbouring pixels lie close, `hidden` floats a pixel, so that a convolution's window is one stretch of memory. Vectors are longer than
-// that may be: what is written goes in order, and the next pixel overwrites what stands out. What stands out in the end is met by no weight.
+// Features of neighbouring pixels lie close, `hidden` floats a pixel, so that a convolution's window is one stretch of memory. A vector may be longer
+// than that: what is written goes in order, and the next pixel overwrites what stands out. What stands out in the end is met by no weight.
 #pragma once
 
 #include <vector>
@@ -43,8 +43,8 @@ struct Canvas {
 template <class A>
 class Vertical {
  public:
-  // Numbers: nodes; of each kind, level, mirror, first, second, hint. Matrices of a block: the shortcut's, where it has one; those of the row before and
-  // of the present one, first convolution, then second; what it tells. Of another node: row before, present row.
+  // Numbers: nodes; of each kind, level, mirror, first, second, hint. Matrices of a block: the shortcut's, where it has one; those of the row before
+  // and of the present one, first convolution, then second; what it tells. Of another node: row before, present row.
   // told: each block's biases of the second convolution. State: two rows of inputs a convolution, the even ones first; coarse rows (columns, lanes).
   Vertical(Plan& plan, const Canvas& canvas)
       : canvas_(canvas), nodes_(plan.number()), outs_((nodes_.size() + 1) * canvas.width * canvas.lanes()), in_(canvas.width * canvas.lanes()),
