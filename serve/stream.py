@@ -57,10 +57,10 @@ async def sound(handle: Handle, asked: Draw, limits: Settings) -> Response:
     (steps,), law = event["shape"], (event["levels"], event["companding"])
 
     async def written() -> AsyncIterator[bytes]:
-        yield media.wav_head(steps, sample_rate=event["sample_rate"], behind=len(_end(slip)))
+        head = media.wav_head(steps, sample_rate=event["sample_rate"], behind=len(_end(slip)))
         drawn = [first.levels]
         async with aclosing(pieces):
-            yield media.wav_samples(first.levels[0], *law)
+            yield head + media.wav_samples(first.levels[0], *law)  # in one: a packet so small would be held back until the next
             while (piece := await in_time(anext(pieces, None), limits, deadline)) is not None:
                 drawn.append(piece.levels)
                 yield media.wav_samples(piece.levels[0], *law)

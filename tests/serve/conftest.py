@@ -85,7 +85,7 @@ class Local:
 @contextmanager
 def listening(local: Local, app: Any) -> Iterator[str]:
     """The URL of an application over a real socket, in the loop of its replicas."""
-    with socket.socket() as door:
+    with socket.socket(proto=socket.IPPROTO_TCP) as door:  # asyncio sends small packets at once only where it is told that this is TCP
         door.bind(("127.0.0.1", 0))
         running = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         door.listen()
