@@ -7,6 +7,7 @@ fused multiply-add give the same bytes; `portable` runs anywhere and is an equal
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def load(copy: str) -> ctypes.CDLL | None:
     if COPIES.index(copy) > _level():
         return None
     return _open(copy)
+
+
+@cache
+def function(copy: str, name: str) -> Callable[..., int] | None:
+    """A sampler of a copy: (numbers, tensors, rows, n, k, threads) -> -1, the row that failed, or -2 without memory. None where it has none."""
+    found = getattr(load(copy), name, None)
+    if found is not None:
+        found.argtypes, found.restype = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3, ctypes.c_int64
+    return found
 
 
 @cache

@@ -1,6 +1,5 @@
 """The compiled samplers as a model's Sampler: k steps of all rows in one call of C++, without Python's lock."""
 
-import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from genmodels import machine
 from genmodels.core import Autoregressive, Drawing, Fused, Sampler, blocks
 from genmodels.sampling import library, stages
-from genmodels.sampling.packing import Packer, Plan, Precision, address
+from genmodels.sampling.packing import Packer, Plan, Precision
 
 ROW = np.dtype(
     [("step", "i8")]
@@ -96,7 +95,7 @@ class Native(Sampler):
             return None
         if not model.compilable():
             return None
-        function = getattr(library.load(copy), f"genmodels_{model.compiled}_{self.precision}", None)
+        function = library.function(copy, f"genmodels_{model.compiled}_{self.precision}")
         if function is None and self.precision == "bf16":
             raise ValueError(f"precision bf16 of a sampler; this machine's copy {copy} has none: leave it at f32")
         return function
@@ -154,15 +153,20 @@ class NativeMemory(Fused):
     def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
         k = min(k, state.x.shape[1] - state.step)
         rows = self.found(state)
-        rows.table["logits"] = 0 if logits is None else _addresses(logits, len(rows.table))
+        if logits is not None or rows.asked:
+            rows.table["logits"] = 0 if logits is None else _addresses(logits, len(rows.table))
+            rows.asked = logits is not None
         self.fixed.run(rows.arguments, rows.table, k)
-        state.step += k
+        rows.step = state.step = state.step + k
 
     def found(self, state: Drawing) -> "Rows":
-        if self.rows is None or self.rows.key != _key(state, self.kept):
-            self.rows = Rows(state, self)
-        self.rows.table["step"] = state.step
-        return self.rows
+        """Little happens here, and nothing for each row, while a state goes on from where it was: a step may take a few microseconds."""
+        rows = self.rows
+        if rows is None or rows.key != _key(state, self.kept):
+            rows = self.rows = Rows(state, self)
+        if rows.step != state.step:
+            rows.table["step"] = rows.step = state.step
+        return rows
 
 
 def advance_together(states: Sequence[Drawing], k: int) -> None:
@@ -191,6 +195,11 @@ def advance_together(states: Sequence[Drawing], k: int) -> None:
 class Rows:
     """The rows of a drawing as a kernel takes them."""
 
+    step = 0
+    """Where the table says that they stand; a kernel counts there."""
+    asked = False
+    """Whether the table asks for logits."""
+
     def __init__(self, state: Drawing, memory: NativeMemory) -> None:
         state.uniforms, state.order = state.uniforms.contiguous(), state.order.contiguous()
         if state.known is not None and state.given is not None:
@@ -209,7 +218,7 @@ class Rows:
 
 
 def _arguments(plan: Plan, table: NDArray[Any]) -> tuple[Any, ...]:
-    return address(plan.numbers), address(plan.pointers), address(table), ctypes.c_int64(len(table))
+    return plan.numbers.ctypes.data, plan.pointers.ctypes.data, table.ctypes.data, len(table)
 
 
 def _key(state: Drawing, kept: Tensor) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """A model's weights as the compiled samplers read them: padded to sixteens, in blocks of outputs, one after the other in large pages."""
 
-import ctypes
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +121,3 @@ def zeros(size: int) -> NDArray[np.uint8]:
     whole = np.frombuffer(arena, np.uint8)
     first = -whole.ctypes.data % PAGE
     return whole[first : first + size]
-
-
-def address(array: NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

@@ -18,6 +18,7 @@ struct WaveNetPlan {
   explicit WaveNetPlan(Plan plan)
       : levels(plan.number()), steps(plan.number()), residual(plan.number()), skip(plan.number()), layers(plan.number()), kernel(plan.number()),
         frames(plan.number()), hop(plan.number()), dilations(plan.integers()), embedding(plan.floats()) {
+    rings.reserve(layers), taps.reserve(layers), skips.reserve(layers), residuals.reserve(layers);
     for (int64_t l = 0, at = 0; l < layers; at += (kernel - 1) * dilations[l++] * residual) {
       rings.push_back(at);
       taps.push_back(plan.matrix<A>());
