@@ -15,6 +15,7 @@ from genmodels.core import Event
 from pipelines.buckets import BUCKET_BYTES, group_rows
 from pipelines.records import Shards
 from pipelines.shards import open_shards, parquet, schema
+from pipelines.stored import packing
 from pipelines.sources.arrays import read_idx
 
 PHOTO, RATE, SECONDS = 512, 16000, 3
@@ -95,7 +96,7 @@ def _bucket(rows: int, each: int) -> bytes:
     }
     form = schema(EVENT)
     table = pa.table([columns[name] for name in form.names], schema=form)
-    return parquet(table, row_group_size=each, use_dictionary=["levels", "label"], compression="zstd", compression_level=3)
+    return parquet(table, row_group_size=each, **packing(EVENT))
 
 
 def forget(shards: Shards) -> None:

@@ -22,7 +22,7 @@ from pipelines import storage
 from pipelines.decoder import row_bytes
 from pipelines.parts import Work
 from pipelines.sources.source import REST
-from pipelines.stored import SPLITS, schema
+from pipelines.stored import SPLITS, packing, schema
 
 BUCKET_BYTES = 128 * 2**20
 GROUP_BYTES = 2**20
@@ -162,8 +162,7 @@ def _write(work: Work, cut: Cut, rows: pa.Table, levels: _Levels, split: str, bu
     """One file -> its entry of the manifest, with histograms."""
     name, form, each, sink = f"{split}-{bucket:05d}.parquet", schema(cut.event), group_rows(cut.event), io.BytesIO()
     starts, count = range(0, len(rows), each), np.zeros(cut.event.levels, np.int64)
-    packed: dict[str, Any] = {"use_dictionary": ["levels", "label", "length"], "compression": "zstd", "compression_level": 3}
-    with pq.ParquetWriter(sink, form, **packed) as writer:
+    with pq.ParquetWriter(sink, form, **packing(cut.event)) as writer:
         for group in (rows.slice(start, each) for start in starts):
             mine = levels.take(group.column("at").to_numpy())
             count += _counted(mine, cut.event.levels)

@@ -41,6 +41,18 @@ def schema(event: Event) -> pa.Schema:
     return pa.schema([*columns, ("source", pa.string())], metadata={"genmodels.event": json.dumps(event.to_json(), sort_keys=True)})
 
 
+def packing(event: Event) -> dict[str, Any]:
+    """How a Parquet file of Shards is written. Parquet has no bytes: levels go as int32, whose four byte streams apart cost nothing but the first."""
+    content = "levels" if event.levels else "values"
+    return {
+        "use_dictionary": ["label", "length"],
+        "column_encoding": {f"{content}.list.element": "BYTE_STREAM_SPLIT"},
+        "write_statistics": ["id"],
+        "compression": "zstd",
+        "compression_level": 1,  # 3 takes a tenth longer and saves nothing of pictures, 2 in a hundred of speech
+    }
+
+
 def parquet(table: pa.Table, **options: Any) -> bytes:
     """A table as the bytes of a Parquet file."""
     sink = io.BytesIO()
