@@ -25,7 +25,7 @@ import pyarrow as pa
 from genmodels import media
 
 _LENGTH = struct.Struct("<Q")
-_PROGRESS = struct.Struct("<qd")  # index of the file under way (-1: none), since when on the monotonic clock
+_PROGRESS_BYTES = 16
 
 TIMED_OUT = "not decoded within {limit:g} s"
 
@@ -54,6 +54,29 @@ def content_id(levels: bytes, length: int = 0) -> str:
     return hashlib.blake2b(levels[:length] if length else levels, digest_size=16).hexdigest()
 
 
+class Progress:
+    """Which file is under way (-1: none) and since when on the monotonic clock, in memory that two processes share.
+
+    Two stores of eight bytes, each whole whenever it is read. One struct.pack_into of both would write zeros first, and whoever read those saw a file
+    that had been under way since the clock began.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._values = memoryview(mmap.mmap(descriptor, _PROGRESS_BYTES)).cast("d")
+
+    def note(self, index: int) -> None:
+        self._values[1] = time.monotonic()
+        self._values[0] = index
+
+    @property
+    def index(self) -> int:
+        return int(self._values[0])
+
+    @property
+    def since(self) -> float:
+        return self._values[1]
+
+
 class Decoder:
     """A child process that decodes; started at the first batch, replaced after a crash or a time-out, gone when its parent is."""
 
@@ -61,8 +84,8 @@ class Decoder:
         self._settings, self._seconds = dict(settings), seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this is
-        self._file.truncate(_PROGRESS.size)
-        self._progress = mmap.mmap(self._file.fileno(), _PROGRESS.size)
+        self._file.truncate(_PROGRESS_BYTES)
+        self._progress = Progress(self._file.fileno())
 
     def decode(self, files: Sequence[str | bytes]) -> tuple[pa.Table, dict[int, str]]:
         """Paths on this machine, or contents -> rows as in `columns`, and why each of the other files could not be decoded."""
@@ -85,7 +108,7 @@ class Decoder:
     @property
     def at(self) -> int:
         """Which file of the batch is under way; -1 between batches."""
-        return _PROGRESS.unpack_from(self._progress)[0]
+        return self._progress.index
 
     @property
     def peak_bytes(self) -> int:
@@ -102,7 +125,7 @@ class Decoder:
 
     def _ask(self, files: Sequence[str | bytes]) -> tuple[pa.Table, dict[str, str]]:
         child = self._start()
-        _PROGRESS.pack_into(self._progress, 0, -1, time.monotonic())
+        self._progress.note(-1)
         paths = [file if isinstance(file, str) else None for file in files]
         contents = [file if isinstance(file, bytes) else None for file in files]
         assert child.stdin is not None and child.stdout is not None
@@ -124,7 +147,7 @@ class Decoder:
     def _wait(self, answer: IO[bytes]) -> None:
         """Until the child answers, or has been at one file for longer than the limit."""
         while True:
-            index, since = _PROGRESS.unpack_from(self._progress)
+            index, since = self._progress.index, self._progress.since
             left = self._seconds if index < 0 else since + self._seconds - time.monotonic()
             if left <= 0:
                 self.close()
@@ -214,13 +237,14 @@ def main(settings: str, progress: str) -> None:
     warnings.simplefilter("ignore")  # of broken EXIF blocks and the like
     with contextlib.suppress(ValueError):
         _windows(b"", json.loads(settings))  # what is loaded at the first file is not of its time
-    with mmap.mmap(int(progress), _PROGRESS.size) as shared, contextlib.suppress(EOFError, BrokenPipeError):
+    shared = Progress(int(progress))
+    with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             table = _read(sys.stdin.buffer)
             files = [path or content for path, content in zip(table["path"].to_pylist(), table["content"].to_pylist(), strict=True)]
             files = [b"" if file is None else file for file in files]
-            rows, bad = decode_files(files, json.loads(settings), lambda index: _PROGRESS.pack_into(shared, 0, index, time.monotonic()))
-            _PROGRESS.pack_into(shared, 0, -1, time.monotonic())
+            rows, bad = decode_files(files, json.loads(settings), shared.note)
+            shared.note(-1)
             _write(sys.stdout.buffer, rows.replace_schema_metadata({"bad": json.dumps(bad)}))
 
 

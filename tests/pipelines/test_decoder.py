@@ -1,6 +1,9 @@
 """Decoding in a process that can be killed: broken, slow and vast files cost themselves and nothing else."""
 
 import csv
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 from genmodels import media
-from pipelines.decoder import Decoder, content_id
+from pipelines.decoder import Decoder, Progress, content_id
 from tests.genmodels.test_media import encoded, vast
 
 TINY = {"modality": "image", "height": 8, "width": 8, "channels": 1, "levels": 256, "fit": "crop"}
@@ -54,6 +57,23 @@ def test_a_file_that_takes_for_ever_is_cut_off_and_the_others_are_kept() -> None
     assert [row[0] for row in rows.column("levels").to_pylist()] == [1, 2, 3]
     assert rows.column("index").to_pylist() == [0, 2, 4]
     assert bad == {1: "not decoded within 3 s", 3: "cannot identify image"}
+
+
+def test_progress_is_whole_whenever_it_is_read() -> None:
+    """Seen half written, a file that has just begun would look overdue."""
+    code = "import sys; from pipelines.decoder import Progress; p = Progress(int(sys.argv[1]))\nwhile True: p.note(7)"
+    with tempfile.TemporaryFile() as file:
+        file.truncate(16)
+        progress, begun = Progress(file.fileno()), time.monotonic()
+        progress.note(7)
+        child = subprocess.Popen([sys.executable, "-c", code, str(file.fileno())], pass_fds=[file.fileno()])
+        last = progress.since
+        while progress.since == last:
+            time.sleep(0.01)
+        seen = [(progress.index, progress.since) for _ in range(300_000)]
+        child.kill()
+        child.wait()
+    assert {index for index, _ in seen} == {7} and min(since for _, since in seen) >= begun
 
 
 def test_a_vast_picture_is_refused_without_the_memory_for_it(decoder: Decoder) -> None:
