@@ -42,9 +42,10 @@ class Stepwise(Job):
         model = self.model
         return isinstance(model, Compiled) and isinstance(model.sampler, Native) and not model.sampler.padded(model)
 
+    @staticmethod
     @abstractmethod
-    def begin(self, part: Part) -> Drawing:
-        """The part's rows before the first step."""
+    def begin(parts: Sequence[Part]) -> Drawing:
+        """The rows of parts of kin, in their order, before the first step."""
 
     @abstractmethod
     def ended(self, state: Drawing) -> NDArray[Any]:
@@ -52,9 +53,6 @@ class Stepwise(Job):
 
     def hear(self, state: Drawing) -> None:
         """Called while a part is being drawn, after every turn."""
-
-    def _columns(self, rows: slice) -> dict[str, Tensor | None]:
-        return {"y": None if self.y is None else self.y[rows], "c": None if self.c is None else self.c[rows]}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,22 +63,13 @@ class Sampling(Stepwise):
 
     @staticmethod
     def compute(parts: Sequence[Part]) -> NDArray[Any]:
-        jobs: list[Sampling] = [part.job for part in parts for _ in range(len(part))]
-        rows = [row for part in parts for row in range(part.start, part.stop)]
-        drawn = jobs[0].model.sample_rows(
-            [job.seed for job in jobs],
-            [job.first + row for job, row in zip(jobs, rows, strict=True)],
-            y=_joined([part.job.y for part in parts], parts),
-            c=_joined([part.job.c for part in parts], parts),
-            temperature=torch.tensor([job.temperature for job in jobs]),
-        )
-        return drawn.cpu().numpy()
+        seeds, indices, columns = _rows(parts)
+        return parts[0].job.model.sample_rows(seeds, indices, **columns).cpu().numpy()
 
-    def begin(self, part: Part) -> Drawing:
-        assert isinstance(self.model, Autoregressive)
-        noise = Noise([self.seed] * len(part), position=range(self.first + part.start, self.first + part.stop))
-        warmth = torch.full((len(part),), self.temperature)
-        return self.model.begin(noise, **self._columns(slice(part.start, part.stop)), temperature=warmth)
+    @staticmethod
+    def begin(parts: Sequence[Part]) -> Drawing:
+        seeds, indices, columns = _rows(parts)
+        return parts[0].job.model.begin(Noise(seeds, position=indices), **columns)
 
     def ended(self, state: Drawing) -> NDArray[Any]:
         assert isinstance(self.model, Autoregressive)
@@ -133,20 +122,21 @@ class Completing(Stepwise):
     def compute(parts: Sequence[Part]) -> NDArray[Any]:
         job = parts[0].job
         assert isinstance(job.model, Completes)
-        done = job.model.complete(job.x.expand(len(parts[0]), *job.x.shape), job.known, **job.asked(parts[0]))
+        _, indices, columns = _rows(parts)
+        columns |= {"temperature": job.temperature, "seed": job.seed, "first": indices[0]}
+        done = job.model.complete(job.x.expand(len(indices), *job.x.shape), job.known, **columns)
         job.method, job.exact = done.method, done.exact
         return _weighed(done.x.cpu().numpy(), np.nan if done.ess is None else done.ess.cpu().numpy())
 
-    def begin(self, part: Part) -> Drawing:
-        return self._autoregressive.continued(self.x.expand(len(part), *self.x.shape), self.known, **self.asked(part))
+    @staticmethod
+    def begin(parts: Sequence[Part]) -> Drawing:
+        job, (_, indices, columns) = parts[0].job, _rows(parts)
+        columns |= {"temperature": job.temperature, "seed": job.seed}
+        return job.model.continued(job.x.expand(len(indices), *job.x.shape), job.known, indices=indices, **columns)
 
     def ended(self, state: Drawing) -> NDArray[Any]:
         self.method, self.exact = CONTINUED, True
         return _weighed(self._autoregressive.read(state).numpy(), np.nan)
-
-    def asked(self, part: Part) -> dict[str, Any]:
-        columns = self._columns(slice(part.start, part.stop))
-        return {**columns, "seed": self.seed, "temperature": self.temperature, "first": self.first + part.start}
 
     @property
     def _autoregressive(self) -> Autoregressive:
@@ -180,6 +170,14 @@ def _weighed(levels: NDArray[Any], ess: Any) -> NDArray[Any]:
     out = np.empty(len(levels), dtype=[("levels", levels.dtype, levels.shape[1:]), ("ess", np.float32)])
     out["levels"], out["ess"] = levels, ess
     return out
+
+
+def _rows(parts: Sequence[Part]) -> tuple[list[int], list[int], dict[str, Any]]:
+    """Seed and index of every row of samples, and the columns that the model takes beside them."""
+    jobs = [part.job for part in parts for _ in range(len(part))]
+    indices = [part.job.first + row for part in parts for row in range(part.start, part.stop)]
+    y, c = (_joined([getattr(part.job, name) for part in parts], parts) for name in ("y", "c"))
+    return [job.seed for job in jobs], indices, {"y": y, "c": c, "temperature": torch.tensor([job.temperature for job in jobs])}
 
 
 def _joined(columns: Sequence[Tensor | None], parts: Sequence[Part]) -> Tensor | None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from genmodels.core import Drawing
-from genmodels.sampling.native import NotFinite, advance_together
+from genmodels.sampling.native import NotFinite
+from genmodels.sampling.together import advance_together, parted
 from serve.draws import Stepwise
 from serve.jobs import Part, shared
 
@@ -69,12 +70,9 @@ class Running:
 
     def turn(self) -> None:
         """Some steps of every row."""
-        for each in self._rows:
-            if each.state is None:
-                try:
-                    each.state = each.job.begin(each.part)
-                except Exception as error:
-                    each.error = error
+        new = sorted((each for each in self._rows if each.state is None), key=lambda each: hash(each.job.kin))
+        for _, kin in groupby(new, key=lambda each: each.job.kin):
+            self._begin(list(kin))
         rows = sorted((each for each in self._rows if each.error is None), key=lambda each: id(each.job.model))
         began, before = time.perf_counter(), _steps(rows)
         for _, kin in groupby(rows, key=lambda each: id(each.job.model)):
@@ -91,6 +89,19 @@ class Running:
             elif each.state is not None:
                 each.job.hear(each.state)
         self._rows = [each for each in self._rows if not each.done and each.error is None]
+
+    def _begin(self, rows: Sequence[UnderWay]) -> None:
+        """Requests of kin, all at once; each alone where that fails."""
+        try:
+            state = rows[0].job.begin([each.part for each in rows])
+        except Exception as error:
+            if len(rows) == 1:
+                rows[0].error = error
+            for each in rows if len(rows) > 1 else []:
+                self._begin([each])
+            return
+        for each, its in zip(rows, parted(state, [len(each.part) for each in rows]), strict=True):
+            each.state = its
 
     def _advance(self, rows: Sequence[UnderWay]) -> None:
         states = [each.state for each in rows if each.state is not None]

@@ -5,7 +5,7 @@ A family writes its conditionals twice: all at once, teacher-forced (`conditiona
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -207,7 +207,7 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         """As Completes.complete. Exact where the known values come first in the model's order; else importance resampling: `particles` examples
         drawn with the known values put in, each weighed by the probability of those, and one of them chosen; ess says how many counted.
         """
-        given = self._given_to_complete(x, known, seed, y, c, first)
+        given = self._given_to_complete(x, known, seed, range(first, first + len(x)), y, c)
         return completion.complete(self, given, temperature=temperature, particles=particles)
 
     @final
@@ -224,20 +224,21 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
         known: Tensor,
         *,
         seed: int,
+        indices: Sequence[int],
         y: Tensor | None = None,
         c: Tensor | None = None,
         temperature: float = 1.0,
-        first: int = 0,
     ) -> Drawing:
-        """What `complete` draws where `continues` says so, before its first step: advanced to the end its rows are the completions."""
-        return completion.begun(self, self._given_to_complete(x, known, seed, y, c, first), temperature)
+        """What `complete` draws where `continues` says so, before its first step: advanced to the end its rows are the completions of these
+        indices."""
+        return completion.begun(self, self._given_to_complete(x, known, seed, indices, y, c), temperature)
 
-    def _given_to_complete(self, x: Tensor, known: Tensor, seed: int, y: Tensor | None, c: Tensor | None, first: int) -> Given:
+    def _given_to_complete(self, x: Tensor, known: Tensor, seed: int, indices: Sequence[int], y: Tensor | None, c: Tensor | None) -> Given:
         n, known = len(x), self._mask(known, len(x))
         x = self.examples(torch.where(known.to(x.device), x, 0))
         if c is None and self.event.condition is not None:
             raise ValueError(f"condition missing; this model's condition is: {self.event.condition}")
-        noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
+        noise = Noise([seed] * n, position=indices).to(self.device)
         labels = None if y is None and self.event.classes else self.condition(y, n)
         return Given(noise, x, known, labels, self.given(x, c))
 

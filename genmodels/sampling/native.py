@@ -1,7 +1,7 @@
 """The compiled samplers as a model's Sampler: k steps of all rows in one call of C++, without Python's lock."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -169,29 +169,6 @@ class NativeMemory(Fused):
         return rows
 
 
-def advance_together(states: Sequence[Drawing], k: int) -> None:
-    """k more steps of drawings of one plan, wherever each stands, in one call: to each the same as if it were advanced alone.
-
-    Those that are done are left alone. Raises NotFinite, which names the drawing; the others have then lost their place and must begin again.
-    """
-    states = [state for state in states if state.step < state.x.shape[1]]
-    if not states:
-        return
-    fixed = states[0].memory.fixed
-    if any(state.memory.fixed.plan is not fixed.plan for state in states):
-        raise ValueError("drawings of several plans; wanted those of one model with the same weights and precision")
-    table = np.concatenate([state.memory.found(state).table for state in states])
-    table["logits"] = 0
-    try:
-        fixed.run(_arguments(fixed.plan, table), table, k)
-    except NotFinite as error:
-        ends = np.cumsum([len(state.x) for state in states])
-        error.state = states[int(np.searchsorted(ends, error.row, side="right"))]
-        raise
-    for state in states:
-        state.step = min(state.step + k, state.x.shape[1])
-
-
 class Rows:
     """The rows of a drawing as a kernel takes them."""
 
@@ -214,10 +191,10 @@ class Rows:
         for name, tensor in places.items():
             self.table[name] = _addresses(tensor, n)
         self.table["temperature"] = state.temperature[:, 0].numpy()
-        self.arguments = _arguments(plan, self.table)
+        self.arguments = arguments(plan, self.table)
 
 
-def _arguments(plan: Plan, table: NDArray[Any]) -> tuple[Any, ...]:
+def arguments(plan: Plan, table: NDArray[Any]) -> tuple[Any, ...]:
     return plan.numbers.ctypes.data, plan.pointers.ctypes.data, table.ctypes.data, len(table)
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from genmodels.core import Autoregressive, Drawing
 from genmodels.noise import Noise
 from genmodels.sampling import library, packing
-from genmodels.sampling.native import Native, NativeMemory, advance_together
+from genmodels.sampling.native import Native, NativeMemory
+from genmodels.sampling.together import advance_together
 from tests.genmodels.conftest import examples, labels, shaken
 from tests.genmodels.test_native import FAMILIES, conditions, random_case
 

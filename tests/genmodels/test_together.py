@@ -6,7 +6,8 @@ import torch
 from genmodels import build
 from genmodels.core import Autoregressive, Drawing, Event
 from genmodels.noise import Noise
-from genmodels.sampling.native import Compiled, Native, NotFinite, advance_together
+from genmodels.sampling.native import Compiled, Native, NotFinite
+from genmodels.sampling.together import advance_together, parted
 from genmodels.zoo import MODELS
 from tests.genmodels.conftest import EVENTS, TINY
 
@@ -90,6 +91,24 @@ def test_a_drawing_goes_on_alone_and_comes_back() -> None:
     advance_together([], 3)
     advance_together([one], 3)
     assert one.step == model.steps
+
+
+@pytest.mark.parametrize("family", COMPILED)
+def test_rows_that_began_together_go_their_own_ways(family: str) -> None:
+    event = next(event for event in EVENTS.values() if event.modality in MODELS[family].modalities and event.classes)
+    model, sizes = made(family, event), [1, 3, 2]
+
+    def several() -> Drawing:
+        noise, y = Noise([3, 3, 4, 5, 6, 6], position=range(6)), torch.arange(6) % event.classes
+        return model.begin(noise, y=y, c=None, temperature=torch.linspace(0.5, 1.5, 6))
+
+    wanted = model.read(model.advance(several(), model.steps)).split(sizes)
+    states = parted(several(), sizes)
+    advance_together(states[1:], 3)
+    advance_together(states[::-1], 5)
+    model.advance(states[0], 2)
+    advance_together(states, model.steps)
+    assert all(torch.equal(model.read(state), rows) for state, rows in zip(states, wanted, strict=True))
 
 
 def test_the_drawing_whose_logits_are_not_finite_is_named() -> None:

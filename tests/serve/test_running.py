@@ -1,7 +1,7 @@
 """Rows drawn some steps at a time: who joins, leaves or fails does not show in anyone's bytes, and nobody waits for the end of another."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from genmodels import Event, load
 from genmodels.core import Autoregressive, Drawing
 from serve import running
 from serve.batching import Batcher
-from serve.draws import Completing, Listening, Sampling, Stepwise
+from serve.draws import Completing, Listening, Sampling
 from serve.jobs import Part
 from tests.serve.conftest import DIGITS, save
 
@@ -64,13 +64,13 @@ class Turns:
             self.seeds.append({int(state.temperature[0] * 10 - 6.99) for state in states})
             advance(states, k)
 
-        def begin(job: Stepwise, part: Part) -> Drawing:
-            if job.seed == broken:
+        def begin(parts: Sequence[Part]) -> Drawing:
+            if broken in [part.job.seed for part in parts]:
                 raise RuntimeError("poisoned")
-            return original(job, part)  # type: ignore[arg-type]
+            return original(parts)
 
         original = Sampling.begin
-        monkeypatch.setattr(Sampling, "begin", begin)
+        monkeypatch.setattr(Sampling, "begin", staticmethod(begin))
         monkeypatch.setattr(running, "advance_together", watched)
         monkeypatch.setattr(running, "TURN", turn)
 
@@ -178,13 +178,14 @@ def test_logits_that_are_not_finite_fail_their_request_alone(tmp_path: Path, mon
     save(tmp_path / "fvbn", family="fvbn", prepare={})
     model, begin = of(tmp_path / "fvbn"), Sampling.begin
 
-    def broken(job: Sampling, part: Part) -> Drawing:
-        state = begin(job, part)
-        if job.seed == 2:
-            state.memory.kept.fill_(torch.nan)
+    def broken(parts: Sequence[Part]) -> Drawing:
+        state = begin(parts)
+        for row, job in enumerate(part.job for part in parts for _ in range(len(part))):
+            if job.seed == 2:
+                state.memory.kept[row] = torch.nan
         return state
 
-    monkeypatch.setattr(Sampling, "begin", broken)
+    monkeypatch.setattr(Sampling, "begin", staticmethod(broken))
 
     async def go(batcher: Batcher) -> list[Any]:
         return await asyncio.gather(*(batcher.rows(sampling(model, 2, seed)) for seed in range(4)), return_exceptions=True)
