@@ -21,7 +21,7 @@ WARNINGS = ["-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", *WARNINGS]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-AVX512BF16 = [*AVX512, "-mavx512bf16"]
+AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
 COPIES = {"portable": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512BF16, "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]}
 
 

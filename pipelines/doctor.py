@@ -65,7 +65,7 @@ def _sampler() -> Finding:
         reason = "none were built" if not library.path("portable").exists() else "those found are of another version or machine"
         return "note", "sampler", f"eager: no compiled samplers here ({reason}); with a C++ compiler, reinstall: make setup"
     others = ", ".join(copy for copy in runnable if copy != chosen)
-    precisions = "f32 and bf16" if chosen in library.NARROW else "f32"
+    precisions = "f32, bf16 and for WaveNet int8" if chosen in library.NARROW else "f32"
     said = (
         f"compiled, copy {chosen} ({precisions}); also here: {others}" if chosen else f"eager, as {library.CHOICE} says; compiled: {others}"
     )

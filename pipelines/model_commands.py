@@ -30,7 +30,9 @@ def sample(
     first: First = 0,
     condition: Condition = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png, .wav or .npy; in place of samples.png or samples.wav")] = None,
-    precision: Annotated[str, typer.Option(help="f32, or bf16 where the processor has it: faster, other samples")] = "f32",
+    precision: Annotated[
+        str, typer.Option(help="f32, or where the processor has it bf16, and int8 of a WaveNet: faster, other samples")
+    ] = "f32",
     threads: Annotated[int, typer.Option(min=1, help="a second one also speeds up a single sound of a WaveNet")] = 1,
     storage: Storage = "./runs",
     as_json: AsJson = False,

@@ -218,8 +218,8 @@ class Serve(Section):
     cpus_per_replica: Annotated[float, Field(gt=0)] = 0.1
     gpus_per_replica: Annotated[float, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)] = 1
-    precision: Literal["f32", "bf16"] = "f32"
-    """Of the weights that samples are drawn with: bf16 where the processor has it, faster and an equality class of its own."""
+    precision: Literal["f32", "bf16", "int8"] = "f32"
+    """Of the weights that samples are drawn with: bf16, or int8 for WaveNet, where the processor has it; faster, an equality class of its own."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     max_batch: Annotated[int, Field(ge=1)] = 16

@@ -22,8 +22,8 @@ class Settings:
     cpus_per_replica: float = 0.1
     gpus_per_replica: float = 0
     threads: int = 1
-    precision: Literal["f32", "bf16"] = "f32"
-    """Of the weights that samples are drawn with: bf16 where the processor has it, faster and an equality class of its own."""
+    precision: Literal["f32", "bf16", "int8"] = "f32"
+    """Of the weights that samples are drawn with: bf16, or int8 for WaveNet, where the processor has it; faster, an equality class of its own."""
     host: str = "127.0.0.1"
     port: int = 8000
     max_batch: int = 16

@@ -15,7 +15,7 @@ COPIES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 """From the one that runs anywhere to the one that asks most of a machine."""
 
 NARROW = {"avx512bf16": "bf16", "amx": "bf16-amx"}
-"""The copies that draw with bf16 weights too, and what their equality class is called."""
+"""The copies that draw with bf16 weights too, and WaveNet with int8 ones, and what the equality class of bf16 is called."""
 
 ABI = 2
 """Of kernels/samplers.cpp; a library of another version is not used."""

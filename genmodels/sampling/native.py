@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ class Compiled(Autoregressive):
 class Native(Sampler):
     """Draws by a compiled copy where there is one and the model has a kernel, weights of float32 and a place on the processor; else eagerly.
 
-    precision of the weights: f32, or bf16 where the processor has it. copy: None for the machine's best. threads: None as torch's, and one for a
-    single row; a WaveNet draws a single row on two where they are asked for, which pays on a machine that has both to spare.
+    precision of the weights: f32; where the processor has it bf16, and int8 for WaveNet. copy: None for the machine's best. threads: None as torch's,
+    and one for a single row; a WaveNet draws a single row on two where they are asked for, which pays on a machine that has both to spare.
     """
 
     precision: Precision = "f32"
@@ -73,6 +73,8 @@ class Native(Sampler):
         copy = self._copy()
         if self.precision == "bf16" and copy in library.NARROW:
             return f"native-{library.NARROW[copy]}"
+        if self.precision == "int8":
+            return "native-int8"
         return "native-portable" if copy == "portable" else "native-f32"
 
     def equality_class(self, model: Autoregressive) -> str:
@@ -96,8 +98,11 @@ class Native(Sampler):
         if not model.compilable():
             return None
         function = library.function(copy, f"genmodels_{model.compiled}_{self.precision}")
-        if function is None and self.precision == "bf16":
-            raise ValueError(f"precision bf16 of a sampler; this machine's copy {copy} has none: leave it at f32")
+        if function is None and self.precision != "f32":
+            able = [each for each in get_args(Precision) if library.function(copy, f"genmodels_{model.compiled}_{each}")]
+            raise ValueError(
+                f"precision {self.precision} of the sampler; copy {copy} draws a {type(model).__name__} in {' or '.join(able)}"
+            )
         return function
 
 

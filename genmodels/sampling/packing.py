@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
+"""Of the weights that a compiled sampler draws with."""
 
 LANES = 16
 """Sizes are padded to multiples of this many floats, whatever the width of a vector."""
@@ -36,7 +37,7 @@ class Packer:
     """Collects the numbers and tensors of a plan in the order in which its kernel reads them."""
 
     def __init__(self, precision: Precision) -> None:
-        self._narrow = precision == "bf16"
+        self._precision: Precision = precision
         self._numbers: list[int] = []
         self._tensors: list[Tensor] = []
 
@@ -65,17 +66,7 @@ class Packer:
         weight = F.pad(weight, (0, weight.shape[1] % 2)) if close else lanes(weight, 1, ins)
         bias = torch.zeros(len(weight)) if bias is None else lanes(bias, 0, outs)
         self.numbers(weight.shape[1], weight.shape[0])
-        narrow = self._narrow and not exact
-        blocks, start = [], 0
-        for size in (64, 32, 16):
-            while start + size <= len(weight):
-                block = weight[start : start + size].detach().T
-                blocks.append((block.unflatten(0, (-1, 2)).transpose(1, 2) if narrow else block).flatten())
-                start += size
-        self._tensors += [
-            torch.cat(blocks).to(torch.bfloat16 if narrow else torch.float32),
-            bias.detach().to(torch.float32).contiguous(),
-        ]
+        self._tensors += [_packed(weight.detach(), "f32" if exact else self._precision), bias.detach().to(torch.float32).contiguous()]
 
     def plan(self, kernel: str, *, state: int) -> Plan:
         """Raises ValueError where a weight is not finite."""
@@ -96,6 +87,25 @@ def lanes(x: Tensor, dim: int, groups: Sequence[int] = ()) -> Tensor:
 def size(n: int) -> int:
     """n padded."""
     return -(-n // LANES) * LANES
+
+
+def _packed(weight: Tensor, precision: Precision) -> Tensor:
+    """weight (outputs, inputs), both padded -> in blocks of 64 outputs, then 32, then 16: of each word of inputs the weights of all its outputs. In
+    int8 outputs have scales of their own; these lie behind, and 128 times the sum of each output's weights (kernels/int8.h)."""
+    together = {"f32": 1, "bf16": 2, "int8": 4}[precision]
+    scales = weight.abs().amax(1) / 127
+    if precision == "int8":
+        weight = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().clamp(-127, 127)
+    blocks, start = [], 0
+    for size in (64, 32, 16):
+        while start + size <= len(weight):
+            blocks.append(weight[start : start + size].T.unflatten(0, (-1, together)).transpose(1, 2).flatten())
+            start += size
+    words = torch.cat(blocks).to({"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[precision])
+    if precision != "int8":
+        return words
+    corrections = (128 * weight.sum(1)).to(torch.int32)
+    return torch.cat([words, scales.contiguous().view(torch.int8), corrections.view(torch.int8)])
 
 
 def _arranged(tensors: Sequence[Tensor]) -> tuple[Any, NDArray[np.uint64]]:

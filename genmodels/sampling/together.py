@@ -1,4 +1,4 @@
-"""Drawings of several owners that go on in one call of a compiled sampler: they join and leave, and to each it is as if it were alone."""
+"""Drawings of several owners that go on in one call of a compiled sampler: to each it is as if it were alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -32,7 +32,7 @@ CONDITIONED = [
     *((family, "grey", {"condition": "smaller", "factor": 4}) for family in ("pixelcnn", "gated_pixelcnn")),
     ("wavenet", "mu-law", {"condition": "log-mel", "mels": 3, "hop": 7}),
 ]
-TOLERANCE = {"f32": 2e-5, "bf16": 2e-2}
+TOLERANCE = {"f32": 2e-5, "bf16": 2e-2, "int8": 5e-2}
 """The largest difference of a logit, relative to the largest of the model's logits, or to 1."""
 
 EDGE = 1e-4
@@ -144,6 +144,18 @@ def test_logits_in_bf16(family: str) -> None:
     assert_logits_are_right(model_of(family, common(family)), "bf16")
 
 
+@needs_bf16
+@pytest.mark.parametrize("event", ["mu-law", "clicks"])
+def test_logits_of_a_wavenet_in_int8(event: str) -> None:
+    assert_logits_are_right(model_of("wavenet", EVENTS[event]), "int8")
+
+
+@needs_bf16
+def test_a_family_without_int8_says_what_it_has() -> None:
+    with pytest.raises(ValueError, match=r"^precision int8 of the sampler; copy \w+ draws a GatedPixelCNN in f32 or bf16$"):
+        drawn(model_of("gated_pixelcnn", EVENTS["binary"]), 1, Native("int8"))
+
+
 @pytest.mark.parametrize(("family", "event"), CASES)
 def test_samples_are_the_eager_samplers(family: str, event: str) -> None:
     model = model_of(family, EVENTS[event])
@@ -169,10 +181,11 @@ def test_values_that_are_given_stay_and_are_weighed(family: str) -> None:
 
 NARROW: list[tuple[Any, str | None]] = [("bf16", copy) for copy in library.runnable() if copy in library.NARROW]
 """Each sums in an order of its own."""
+WAYS = [(family, how) for family in FAMILIES for how in [("f32", None), *NARROW]]
+WAYS += [("wavenet", ("int8", copy)) for _, copy in NARROW]
 
 
-@pytest.mark.parametrize("how", [("f32", None), *NARROW], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "how"), WAYS, ids=str)
 def test_a_rows_bytes_know_nothing_of_its_company(family: str, how: tuple[Any, str | None]) -> None:
     model = model_of(family, common(family))
     precision, copy = how

@@ -16,6 +16,9 @@
 #include "pixelcnnpp.h"
 #include "wavenet_pair.h"
 
+#if defined(__AVX512VNNI__)
+#include "int8.h"
+#endif
 #if defined(__AMX_BF16__)
 #include "tiles.h"
 #endif
@@ -55,6 +58,12 @@ template <class A>
 struct Pair<WaveNet<A>> {
   using Sampler = WaveNetPair<A>;
 };
+#if defined(__AVX512VNNI__)
+template <>
+struct Pair<WaveNet<Int8>> {  // its weights fit into one core's cache, and its products have no parts
+  using Sampler = void;
+};
+#endif
 
 // Rows split over threads, and in each into groups small enough for its caches; no row sees another.
 template <class Kernel>
@@ -101,6 +110,7 @@ GENMODELS_SAMPLER(causal_f32, genmodels::Causal<genmodels::F32>)
 GENMODELS_SAMPLER(nade_f32, genmodels::Nade<genmodels::F32>)
 
 #if defined(__AVX512BF16__)
+GENMODELS_SAMPLER(wavenet_int8, genmodels::WaveNet<genmodels::Int8>)
 GENMODELS_SAMPLER(wavenet_bf16, genmodels::WaveNet<genmodels::Narrow>)
 GENMODELS_SAMPLER(pixelcnn_bf16, genmodels::PixelCNN<genmodels::Narrow>)
 GENMODELS_SAMPLER(gated_pixelcnn_bf16, genmodels::GatedPixelCNN<genmodels::Narrow>)
@@ -129,7 +139,7 @@ extern "C" int64_t genmodels_level() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
       !__builtin_cpu_supports("avx512vl"))
     return 1;
-  if (!__builtin_cpu_supports("avx512bf16")) return 2;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return 2;
   unsigned a, b, c, d;
   constexpr unsigned units = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & units) == units ? 4 : 3;
