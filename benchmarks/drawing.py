@@ -3,17 +3,18 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, ClassVar, cast, get_args
 
 import torch
 from torch import nn
 
-from genmodels.core import Autoregressive, Drawing, Eager, Event
+from genmodels.core import Autoregressive, Eager, Event
 from genmodels.models.pixelcnn import GatedPixelCNN
 from genmodels.models.wavenet import WaveNet
 from genmodels.nn.masked import PastConv2d
 from genmodels.noise import Noise
 from genmodels.sampling.native import Native
+from genmodels.sampling.packing import Precision
 from genmodels.zoo import MODELS, build
 
 SOUND = Event(modality="audio", shape=(16_000,), levels=256, sample_rate=16_000, companding="mu-law")
@@ -21,11 +22,16 @@ PICTURE = Event(modality="image", shape=(1, 28, 28), levels=256)
 BITS = Event(modality="image", shape=(1, 28, 28), levels=2)
 
 
+PRECISIONS = get_args(Precision)
+
+
 class Workload(ABC):
     """One model; a unit is a step of a sound or a whole picture."""
 
     unit = "step"
-    rate_name = "steps/s each"
+    rate_name = "steps/s"
+    narrow: ClassVar[list[str]] = ["bf16"]
+    """The precisions below float32 that its sampler draws in."""
 
     def __init__(self, title: str, model: Autoregressive, *, units: int) -> None:
         self.title, self.model, self.units = title, model.eval(), units
@@ -54,7 +60,7 @@ class Workload(ABC):
             return self.drawn(way, batch, threads)
 
     def drawn(self, way: str, batch: int, threads: int) -> float:
-        sampler = Eager() if way == "eager" else Native(precision="bf16" if way == "bf16" else "f32", threads=threads)
+        sampler = Native(precision=cast(Precision, way), threads=threads) if way in PRECISIONS else Eager()
         self.model.sampler = sampler
         state = self.model.begin(Noise(0, position=range(batch)), y=None, c=None, temperature=torch.ones(batch))
         steps = self.count(way, batch)
@@ -79,6 +85,7 @@ class Workload(ABC):
 
 class Sound(Workload):
     model: WaveNet
+    narrow: ClassVar[list[str]] = ["bf16", "int8"]
 
     def __init__(self, title: str, **config: int) -> None:
         super().__init__(title, cast(Autoregressive, build("wavenet", SOUND, **config)), units=SOUND.dims)
@@ -160,13 +167,10 @@ def families() -> Iterator[Workload]:
             continue
         event = BITS if "image" in kind.modalities else Event(modality="audio", shape=(2000,), levels=256, sample_rate=8000)
         said = "28x28x2" if event is BITS else "2,000 steps"
-        yield Default(f"{name} | {said}", cast(Autoregressive, build(name, event)), units=cast(Autoregressive, build(name, event)).steps)
+        yield Default(f"{name} | {said}", cast(Autoregressive, build(name, event)), units=event.dims)
 
 
 def timed(act: Any) -> float:
     begun = time.perf_counter()
     act()
     return time.perf_counter() - begun
-
-
-__all__ = ["REFERENCES", "Drawing", "Workload", "families"]

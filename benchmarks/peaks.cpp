@@ -11,7 +11,7 @@ typedef float Vector __attribute__((vector_size(32)));
 #else
 typedef float Vector __attribute__((vector_size(16)));
 #endif
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
 
@@ -51,6 +51,25 @@ extern "C" double peak_bf16() {
   __m512i a = _mm512_set1_epi32(0x3f803f80);
   asm volatile("" : "+v"(a));
   return 32 * rate(chains, [&](__m512 c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)a); }, 10'000'000);
+#else
+  return 0;
+#endif
+}
+
+// Multiply-adds a second of eight-bit fours; 0 where the processor has no such instruction.
+extern "C" double peak_int8() {
+#if defined(__AVX512VNNI__)
+  __m512i chains[kChains] = {};
+  __m512i a = _mm512_set1_epi32(0x01010101);
+  asm volatile("" : "+v"(a));
+  const double begun = now();
+  for (int64_t t = 0; t < 10'000'000; t++)
+    for (int i = 0; i < kChains; i++) chains[i] = _mm512_dpbusd_epi32(chains[i], a, a);
+  const double seconds = now() - begun;
+  int sum = 0;
+  for (auto& each : chains) sum += _mm512_reduce_add_epi32(each);
+  sink = static_cast<float>(sum);
+  return 64 * 1e7 * kChains / seconds;
 #else
   return 0;
 #endif

@@ -5,9 +5,13 @@ import os
 import shlex
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -17,20 +21,39 @@ class Peaks:
     f32: float
     """Multiply-adds a second."""
     bf16: float
-    """The same of bf16 pairs; 0 where the processor has none."""
+    """The same of bf16, by vectors or by the matrix unit; 0 where the processor has neither."""
+    int8: float
+    """The same of eight bits; 0 where the processor has no instruction."""
 
     def seconds(self, precision: str, macs: int, weights: int) -> float:
         """The least time for so many multiply-adds with so many weights, which have to be read once at the speed of the cache that holds them."""
-        rate, size = (self.bf16, 2) if precision == "bf16" else (self.f32, 4)
+        rate, size = {"f32": (self.f32, 4), "bf16": (self.bf16, 2), "int8": (self.int8, 1)}[precision]
         return max(macs / rate, size * weights / read_rate(size * weights))
 
 
 @cache
 def measured() -> Peaks:
     library = _library()
-    for function in (library.peak_f32, library.peak_bf16, library.read_rate):
+    for function in (library.peak_f32, library.peak_bf16, library.peak_int8):
         function.restype = ctypes.c_double
-    return Peaks(f32=library.peak_f32(), bf16=library.peak_bf16())
+    dots = library.peak_bf16()
+    return Peaks(f32=library.peak_f32(), bf16=dots and max(dots, _matrices()), int8=library.peak_int8())
+
+
+def _matrices() -> float:
+    """Multiply-adds a second of large bf16 matrices, which take the matrix unit where there is one."""
+    had = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a, b = (torch.randn(1024, 1024).bfloat16() for _ in range(2))
+    best = min(_seconds(lambda: a @ b) for _ in range(12))
+    torch.set_num_threads(had)
+    return 1024**3 / best
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    act()
+    return time.perf_counter() - begun
 
 
 @cache
@@ -45,7 +68,7 @@ def described() -> str:
     peaks = measured()
     sizes = {"256 KB": 2**18, "1 MB": 2**20, "4 MB": 2**22, "256 MB": 2**28}
     reads = ", ".join(f"{read_rate(size) / 1e9:.0f} from {name}" for name, size in sizes.items())
-    narrow = f", bf16 dot {2e-9 * peaks.bf16:.0f} GFLOP/s" if peaks.bf16 else ""
+    narrow = "".join(f", {name} {2e-9 * rate:,.0f}" for name, rate in (("bf16", peaks.bf16), ("int8", peaks.int8)) if rate)
     return f"one core: f32 FMA {2e-9 * peaks.f32:.0f} GFLOP/s{narrow}; reads, GB/s: {reads}"
 
 

@@ -11,7 +11,6 @@ import argparse
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def main() -> None:
 
 def ways(workload: Workload) -> list[Way]:
     threads = [1, 2] if len(os.sched_getaffinity(0)) > 1 else [1]
-    compiled = ["f32", "bf16"] if library.chosen() in library.NARROW else ["f32"]
+    compiled = ["f32", *(workload.narrow if library.chosen() in library.NARROW else [])]
     plain = [Way(1, 1, name) for name in ("full forward", "windowed")]
     return plain + [Way(batch, n, name) for batch in BATCHES for n in threads for name in ("eager", *compiled)]
 
@@ -91,7 +90,7 @@ def table(workload: Workload, times: Times) -> list[str]:
     for way in sorted(times, key=lambda way: (way.batch, way.threads, list(times).index(way))):
         seconds, eager = times[way], times[Way(way.batch, way.threads, "eager")]
         limit = ""
-        if way.name in ("f32", "bf16") and way.threads == 1:
+        if way.name in drawing.PRECISIONS and way.threads == 1:
             limit = f"{peaks.measured().seconds(way.name, way.batch * workload.macs, workload.weights) / seconds:.0%}"
         figures = [f"{1e6 * seconds:,.1f}", workload.rate(seconds / way.batch), f"{eager / seconds:.3g}x", limit]
         lines.append(f"| {way.batch} | {way.threads} | {way.name} | {' | '.join(figures)} |")
@@ -121,7 +120,7 @@ def plot(found: dict[str, Times], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, max(1, len(found)), figsize=(4.6 * max(1, len(found)), 3.6), squeeze=False)
-    colours = {"full forward": "#b0b0b0", "windowed": "#8a8a8a", "eager": "#d98c5f", "f32": "#2f6f9f", "bf16": "#7fb2d6"}
+    colours = {"full forward": "#b0b0b0", "windowed": "#8a8a8a", "eager": "#d98c5f", "f32": "#2f6f9f", "bf16": "#7fb2d6", "int8": "#a9cfa0"}
     for panel, (title, times) in zip(panels[0], found.items(), strict=False):
         shown = [way for way in times if way.threads == 1]
         labels = [f"{way.name}, {way.batch}" for way in shown]
@@ -138,8 +137,6 @@ def plot(found: dict[str, Times], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
-
-Measure = Callable[[], float]
 
 if __name__ == "__main__":
     main()
