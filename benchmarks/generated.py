@@ -13,9 +13,9 @@ from PIL import Image
 
 from genmodels.core import Event
 from pipelines.buckets import BUCKET_BYTES, group_rows
+from pipelines.parquet import packing, parquet, schema
 from pipelines.records import Shards
-from pipelines.shards import open_shards, parquet, schema
-from pipelines.stored import packing
+from pipelines.shards import open_shards
 from pipelines.sources.arrays import read_idx
 
 PHOTO, RATE, SECONDS = 512, 16000, 3
@@ -73,7 +73,7 @@ def part(folder: Path, whole: Path, count: int) -> Path:
 def large(folder: Path, gigabytes: float) -> Shards:
     """Colour pictures of 64x64 under the names and in the row groups that prepare gives them; one bucket is written, the others are its copies."""
     folder.mkdir()
-    rows, each = BUCKET_BYTES // EVENT.dims, group_rows(EVENT)
+    rows, each = BUCKET_BYTES // EVENT.dims, group_rows(EVENT.dims)
     count = max(1, round(gigabytes * 2**30 / (rows * EVENT.dims)))
     groups = [min(each, rows - start) for start in range(0, rows, each)]
     first = folder / "train-00000.parquet"
@@ -96,7 +96,7 @@ def _bucket(rows: int, each: int) -> bytes:
     }
     form = schema(EVENT)
     table = pa.table([columns[name] for name in form.names], schema=form)
-    return parquet(table, row_group_size=each, **packing(EVENT))
+    return parquet(table, row_group_size=each, **packing(form))
 
 
 def forget(shards: Shards) -> None:

@@ -6,6 +6,7 @@ they were read; they are put in order a row group at a time, on their way into t
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genmodels import media
-from genmodels.core import Event
 from pipelines import storage
 from pipelines.decoder import row_bytes
+from pipelines.parquet import SPLITS, packing
 from pipelines.parts import Work
 from pipelines.sources.source import REST
-from pipelines.stored import SPLITS, packing, schema
 
 BUCKET_BYTES = 128 * 2**20
 GROUP_BYTES = 2**20
@@ -32,7 +32,8 @@ GROUP_BYTES = 2**20
 class Cut:
     """What every bucket of a prepare shares besides its Work."""
 
-    event: Event
+    form: pa.Schema
+    """Of the files; the event is in it."""
     labels: tuple[str, ...]
     fractions: Mapping[str, float]
     folder: str
@@ -160,31 +161,29 @@ def _sides(rows: pa.Table, fractions: Mapping[str, float]) -> NDArray[np.int64]:
 
 def _write(work: Work, cut: Cut, rows: pa.Table, levels: _Levels, split: str, bucket: int) -> dict[str, Any]:
     """One file -> its entry of the manifest, with histograms."""
-    name, form, each, sink = f"{split}-{bucket:05d}.parquet", schema(cut.event), group_rows(cut.event), io.BytesIO()
-    starts, count = range(0, len(rows), each), np.zeros(cut.event.levels, np.int64)
-    with pq.ParquetWriter(sink, form, **packing(cut.event)) as writer:
+    name, each, sink = f"{split}-{bucket:05d}.parquet", group_rows(row_bytes(work.settings)), io.BytesIO()
+    starts, count = range(0, len(rows), each), np.zeros(work.settings["levels"], np.int64)
+    with pq.ParquetWriter(sink, cut.form, **packing(cut.form)) as writer:
         for group in (rows.slice(start, each) for start in starts):
             mine = levels.take(group.column("at").to_numpy())
-            count += _counted(mine, cut.event.levels)
-            writer.write_table(_shaped(cut.event, group, mine, form), row_group_size=each)
+            count += _counted(mine, len(count))
+            writer.write_table(_shaped(group, mine, cut.form), row_group_size=each)
     content = sink.getvalue()
     storage.write_bytes(storage.join(cut.folder, name), content)
     groups = [min(each, len(rows) - start) for start in starts]
     entry = {"name": name, "split": split, "rows": len(rows), "bytes": len(content), "sha256": _sha256(content), "row_groups": groups}
-    return {**entry, **_histograms(cut, rows, count)}
+    return {**entry, **_histograms(work, cut, rows, count)}
 
 
-def _shaped(event: Event, rows: pa.Table, levels: NDArray[np.uint8], form: pa.Schema) -> pa.Table:
-    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(levels.reshape(len(rows), *event.shape))
-    values = {"id": rows.column("id"), "levels": tensor, "label": rows.column("class"), "source": rows.column("source")}
-    if event.modality == "audio":
-        values["length"] = rows.column("length")
+def _shaped(rows: pa.Table, levels: NDArray[np.uint8], form: pa.Schema) -> pa.Table:
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(levels.reshape(len(rows), *form.field("levels").type.shape))
+    values = {name: rows.column(name) for name in ("id", "length", "source")} | {"levels": tensor, "label": rows.column("class")}
     return pa.table([values[column] for column in form.names], schema=form)
 
 
-def group_rows(event: Event) -> int:
-    """Rows of a row group: a power of two, about GROUP_BYTES of levels, at most 8192."""
-    return 2 ** min(13, max(4, (GROUP_BYTES // event.dims).bit_length() - 1))
+def group_rows(each: int) -> int:
+    """Rows of a row group, of so many levels each: a power of two, about GROUP_BYTES of levels, at most 8192."""
+    return 2 ** min(13, max(4, (GROUP_BYTES // each).bit_length() - 1))
 
 
 def _counted(levels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
@@ -192,11 +191,12 @@ def _counted(levels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
     return np.array(Image.fromarray(levels).histogram()[:count])
 
 
-def _histograms(cut: Cut, rows: pa.Table, count: NDArray[np.int64]) -> dict[str, Any]:
+def _histograms(work: Work, cut: Cut, rows: pa.Table, count: NDArray[np.int64]) -> dict[str, Any]:
     """How often each level and each label comes; padding is not counted."""
-    if cut.event.modality == "audio":
-        silence = int(media.encode(np.zeros(1), cut.event.levels, cut.event.companding)[0])
-        count[silence] -= len(rows) * cut.event.dims - int(rows.column("length").to_numpy().sum())
+    how = work.settings
+    if how["modality"] == "audio":
+        silence = int(media.encode(np.zeros(1), how["levels"], how["companding"])[0])
+        count[silence] -= len(rows) * row_bytes(how) - int(rows.column("length").to_numpy().sum())
     label = rows.column("class").fill_null(-1).to_numpy()
     return {"levels": count.tolist(), "labels": np.bincount(label + 1, minlength=len(cut.labels) + 1).tolist()}
 
@@ -228,7 +228,7 @@ def describe(work: Work, cut: Cut, done: Sequence[Mapping[str, Any]]) -> dict[st
         counts = dict(zip(cut.labels, labels[1:], strict=True))
         splits[split] = {"rows": sum(file["rows"] for file in mine), "levels": levels, "labels": counts, "unlabelled": labels[0]}
     return {
-        "event": cut.event.to_json(),
+        "event": json.loads(cut.form.metadata[b"genmodels.event"]),
         "fingerprint": cut.fingerprint,
         "files": [{name: file[name] for name in keep} for file in files],
         "labels": list(cut.labels),

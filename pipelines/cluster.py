@@ -34,8 +34,13 @@ def connect() -> Any:
         if on_cluster():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
-            cpus = max(LOGICAL_CPUS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local",
+                num_cpus=max(LOGICAL_CPUS, _cores()),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError) as error:
         raise Failed(f"Ray did not start ({os.environ.get('RAY_ADDRESS', 'local')}): {' '.join(str(error).split())[:300]}") from error
     return ray
@@ -53,6 +58,15 @@ def prepare_environment() -> None:
 def on_cluster() -> bool:
     """Whether stages run on a cluster that outlives this command."""
     return bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
+
+
+def core() -> float:
+    """Logical CPUs of a task that keeps a core busy: as many of them run at once as there are cores, and a quarter is left for standing demands."""
+    return 1.0 if on_cluster() else max(1.0, 0.75 * LOGICAL_CPUS / _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def shutdown() -> None:

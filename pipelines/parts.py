@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from genmodels import media
 from pipelines import storage
 from pipelines.decoder import TIMED_OUT, Decoder, columns, content_id, row_bytes
-from pipelines.shards import parquet
+from pipelines.parquet import parquet
 from pipelines.sources.labels import Labels
 from pipelines.sources.source import EVERYWHERE, LISTING, Containers, Examples, Files, Source
 

@@ -4,9 +4,7 @@ The same inputs give the same bytes on any number of workers, from any root fold
 under what shaped them, finished buckets under their fingerprint; manifest.json is written last and means complete.
 """
 
-import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +12,15 @@ import pyarrow as pa
 
 from genmodels import media
 from genmodels.core import Event
-from pipelines import buckets, cluster, console, parts, storage
-from pipelines.errors import Failed, Refused, Stop
+from pipelines import buckets, console, parts, storage, tasks
+from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
+from pipelines.parquet import parquet, schema
 from pipelines.parts import Bad, Work
 from pipelines.recipe import Recipe
 from pipelines.records import Output, Shards
 from pipelines.sections import Data
-from pipelines.shards import open_shards, parquet
+from pipelines.shards import open_shards
 from pipelines.sources import open_source
 from pipelines.sources.labels import Labels, ordered
 from pipelines.sources.source import Containers, Leaf, Source
@@ -148,7 +147,7 @@ def _make(recipe: Recipe, inputs: Inputs) -> None:
         _bearable(recipe.data, rejected, inputs.count if inputs.each is None else rows + len(rejected), where)
         cut = _cut(recipe, inputs, gathered)
         work = inputs.work
-        filled = sorted(_map(lambda bucket: buckets.fill(work, cut, bucket), range(1 << cut.bits)), key=lambda done: done["bucket"])
+        filled = sorted(tasks.each(lambda bucket: buckets.fill(work, cut, bucket), range(1 << cut.bits)), key=lambda done: done["bucket"])
     value: dict[str, Any] = buckets.describe(work, cut, filled) | {"inputs": inputs.count, "quarantined": len(rejected)}
     _clean(where, {file["name"] for file in value["files"]} | {"quarantine.parquet"})
     storage.write_json(storage.join(where, "manifest.json"), value)
@@ -158,7 +157,7 @@ def _gathered(inputs: Inputs, bar: console.Bar) -> list[dict[str, Any]]:
     """The first pass: every input in a part."""
     work, known = inputs.work, _names(inputs.work.folder)
     gathered, read, bad = [], 0, 0
-    for done in _map(lambda bounds: parts.gather(work, (bounds[0], bounds[1]), known), parts.ranges(inputs.count, inputs.each)):
+    for done in tasks.each(lambda bounds: parts.gather(work, (bounds[0], bounds[1]), known), parts.ranges(inputs.count, inputs.each)):
         gathered.append(done)
         read, bad = read + done["read"], bad + len(done["bad"])
         bar.to(min(inputs.count, read + bad), note=f"{bad} bad" if bad else None)
@@ -172,7 +171,7 @@ def _cut(recipe: Recipe, inputs: Inputs, gathered: Sequence[dict[str, Any]]) -> 
             f"data.label.by {recipe.data.label.by} labels none of the {inputs.count} inputs; correct it, or set data.label.by=none"
         )
     return buckets.Cut(
-        event=event_of(dict(inputs.work.settings), len(labels)),
+        form=schema(event_of(dict(inputs.work.settings), len(labels))),
         labels=labels,
         fractions=recipe.data.split.model_dump(),
         folder=inputs.output.uri,
@@ -216,29 +215,3 @@ def _clean(where: str, keep: set[str]) -> None:
     for name in fs.ls(path, detail=False):
         if name.rstrip("/").rpartition("/")[2] not in keep:
             fs.rm(name, recursive=True)
-
-
-def _map(function: Callable[[Any], dict[str, Any]], items: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """function of every item, a Ray Data task each; results as they come. A Stop or an OSError inside a task is raised here as itself."""
-    cluster.connect()
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = [{"item": json.dumps(item)} for item in items]
-    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(lambda row: {"result": _guarded(function, row["item"])})
-    for row in data.iter_rows():
-        result = json.loads(row["result"])
-        if "failed" in result:
-            raise OSError(result["errno"], result["failed"]) if result["errno"] else Failed(result["failed"])
-        yield result
-
-
-def _guarded(function: Callable[[Any], dict[str, Any]], item: str) -> str:
-    """function(item) as JSON; errors that a user can mend travel as values, since Ray would wrap them in its own."""
-    try:
-        return json.dumps(function(json.loads(item)))
-    except Stop as stop:
-        return json.dumps({"failed": str(stop), "errno": None})
-    except OSError as error:
-        return json.dumps({"failed": error.strerror or media.reason(error), "errno": error.errno or 5})

@@ -14,14 +14,18 @@ from torch import Tensor
 from genmodels.core import Batch, Event
 from pipelines import storage
 from pipelines.errors import Refused
+from pipelines.parquet import SPLITS, parquet, schema
 from pipelines.records import Shards
-from pipelines.stored import SPLITS, Rows, Stored, manifest, parquet, schema
+from pipelines.stored import Rows, Stored, manifest
 from pipelines.windows import Windows
 
-__all__ = ["SPLITS", "WINDOW_BYTES", "Rows", "Stored", "Stream", "examples", "manifest", "open_shards", "parquet", "schema"]
+__all__ = ["SPLITS", "WHOLE_BYTES", "WINDOW_BYTES", "Rows", "Stored", "Stream", "examples", "manifest", "open_shards", "parquet", "schema"]
 
-WINDOW_BYTES = 512 * 2**20
-"""A split up to this size is one window; a larger one gets windows of as many row groups as fit. A constant: the order depends on it."""
+WHOLE_BYTES = 512 * 2**20
+"""A split up to this size is one window. A constant: the order depends on it."""
+
+WINDOW_BYTES = 64 * 2**20
+"""A larger split gets windows of as many row groups as fit in here; small ones are soon read, and rows lie in the order of a hash already."""
 
 
 def open_shards(uri: str) -> Shards:
@@ -45,7 +49,7 @@ class Stream:
     """The endless ordered stream of a split. The whole state is one number, the step."""
 
     def __init__(self, shards: Shards, split: str = "train", *, seed: int, window: int | None = None) -> None:
-        """window: how many row groups are permuted together; by default everything, or WINDOW_BYTES' worth where that is less."""
+        """window: how many row groups are permuted together; by default everything, or WINDOW_BYTES' worth of more than WHOLE_BYTES."""
         self._stored = Stored(shards, split)
         self.rows = self._stored.rows
         window = window or self._fitting(shards.event)
@@ -74,7 +78,7 @@ class Stream:
 
     def _fitting(self, event: Event) -> int:
         row = event.dims * (1 if event.levels else 4)
-        return max(1, len(self._stored.groups) if self.rows * row <= WINDOW_BYTES else WINDOW_BYTES // int(row * self._stored.sizes.max()))
+        return max(1, len(self._stored.groups) if self.rows * row <= WHOLE_BYTES else WINDOW_BYTES // int(row * self._stored.sizes.max()))
 
 
 def _joined(pieces: Sequence[Batch], step: int) -> Batch:

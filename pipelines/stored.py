@@ -1,11 +1,9 @@
-"""Shards on disk: the format of their files, and reading row groups of them.
+"""Shards on disk: their manifest, and reading row groups of their files.
 
 A folder of `<split>-<bucket>.parquet` files and a manifest.json whose presence means complete. Rows lie in the order of their id, a hash of the
 decoded content, so they are shuffled on disk already; plain pyarrow, pandas and DuckDB read them.
 """
 
-import io
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,43 +19,13 @@ from numpy.typing import NDArray
 from genmodels.core import Batch, Event
 from pipelines import storage
 from pipelines.errors import Failed, Refused
+from pipelines.parquet import SPLITS, schema
 from pipelines.records import Shards
-
-SPLITS = ("train", "valid", "test")
 
 
 def manifest(shards: Shards) -> dict[str, Any]:
     """Event, files (rows, bytes, sha256, row groups), labels and their counts, histograms of levels, duplicates, conflicts, leakage."""
     return storage.read_json(storage.join(shards.uri, "manifest.json"))
-
-
-def schema(event: Event) -> pa.Schema:
-    """Columns of a Parquet file of Shards; the event itself is in the metadata."""
-    content = ("levels", pa.fixed_shape_tensor(pa.uint8(), event.shape))
-    if not event.levels:
-        content = ("values", pa.fixed_shape_tensor(pa.float32(), event.shape))
-    columns = [("id", pa.string()), content, ("label", pa.int32())]
-    columns += [("length", pa.int32())] if event.modality == "audio" else []
-    return pa.schema([*columns, ("source", pa.string())], metadata={"genmodels.event": json.dumps(event.to_json(), sort_keys=True)})
-
-
-def packing(event: Event) -> dict[str, Any]:
-    """How a Parquet file of Shards is written. Parquet has no bytes: levels go as int32, whose four byte streams apart cost nothing but the first."""
-    content = "levels" if event.levels else "values"
-    return {
-        "use_dictionary": ["label", "length"],
-        "column_encoding": {f"{content}.list.element": "BYTE_STREAM_SPLIT"},
-        "write_statistics": ["id"],
-        "compression": "zstd",
-        "compression_level": 1,  # 3 takes a tenth longer and saves nothing of pictures, 2 in a hundred of speech
-    }
-
-
-def parquet(table: pa.Table, **options: Any) -> bytes:
-    """A table as the bytes of a Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, **options)
-    return sink.getvalue()
 
 
 @dataclass(frozen=True)

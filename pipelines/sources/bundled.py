@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from genmodels.noise import Noise
 from pipelines.sources.arrays import numbered
 from pipelines.sources.source import Containers, Examples, Leaf, inputs, leaf
 
@@ -67,6 +65,10 @@ class Tones(Containers):
 
 def plucked(numbers: range, hertz: float, rate: int, seconds: float) -> NDArray[np.float64]:
     """String number i of a pitch -> (n, seconds x rate) float64 in -1..1, a function of (i, pitch, rate) alone; a longer one begins the same."""
+    import torch  # here, since every source's tasks import this file
+
+    from genmodels.noise import Noise
+
     noise = Noise(0, position=torch.tensor(list(numbers)))
     loudness, damping, brightness, point = noise.uniform("string", (4,)).double().numpy().T
     bright = 0.3 + 0.2 * brightness  # weight of the older of the two samples that the string's low-pass averages

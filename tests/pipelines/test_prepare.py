@@ -21,7 +21,7 @@ import soundfile
 from PIL import Image
 
 from genmodels import media
-from pipelines import parts, prepare, shards
+from pipelines import cluster, parts, prepare, shards
 from pipelines.fingerprint import libraries
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
@@ -67,7 +67,7 @@ def pictures(folder: Path, count: int = 300) -> Path:
 
 @pytest.fixture(scope="module")
 def made(ray_session: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shards]:
-    """The pictures, and their Shards made by four workers."""
+    """The pictures, and their Shards made by as many workers as there are cores."""
     data = pictures(tmp_path_factory.mktemp("made") / "data")
     return data, prepare.prepare(recipe(data.parent / "runs", data, label={"by": "folder"}, max_bad=3))
 
@@ -139,18 +139,13 @@ def test_plain_programs_read_it_without_ray(made: tuple[Path, Shards]) -> None:
     assert subprocess.run([sys.executable, "-c", check, made[1].uri], capture_output=True, text=True, check=True).stdout.strip() == "300"
 
 
-def test_one_worker_and_another_root_give_the_same_bytes(made: tuple[Path, Shards], tmp_path: Path) -> None:
-    import ray.data
-
+def test_one_worker_and_another_root_give_the_same_bytes(
+    made: tuple[Path, Shards], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, done = made
     shutil.copytree(data, tmp_path / "elsewhere" / "deeper")
-    limits = ray.data.DataContext.get_current().execution_options
-    before = limits.resource_limits
-    limits.resource_limits = ray.data.ExecutionResources(cpu=1)
-    try:
-        again = prepare.prepare(recipe(tmp_path / "other", tmp_path / "elsewhere" / "deeper", label={"by": "folder"}, max_bad=3))
-    finally:
-        limits.resource_limits = before
+    monkeypatch.setattr(cluster, "core", lambda: float(cluster.connect().cluster_resources()["CPU"]))
+    again = prepare.prepare(recipe(tmp_path / "other", tmp_path / "elsewhere" / "deeper", label={"by": "folder"}, max_bad=3))
     assert again.uri != done.uri and again.fingerprint == done.fingerprint
     assert digests(again.uri) == digests(done.uri)
 
