@@ -1,11 +1,13 @@
 """How fast files become Shards and Shards become batches, and in how much memory: one Markdown table.
 
     python -m benchmarks.data [--write FOLDER] [--parts pictures photos sounds memory loader] [--large GB] [--scratch FOLDER]
+    python -m benchmarks.data --waits [RECIPE ...]
 
 Files to finished Shards by `prepare` in a Ray that is already there, against bare Pillow or soundfile that decodes the same files in as many
 processes as there are cores; then an epoch of batches of 128, in memory and in windows, shuffled and in disk order. Rounds of both sides are
 interleaved after one of warm-up, files are in the page cache; medians; quote the ratios, absolute figures drift on a shared machine. Memory is
 the whole process tree's, shared pages counted once. --large generates Shards larger than a window: each order in a fresh process, from disk.
+--waits trains every shipped recipe whose data are at hand ($GENMODELS_DATA) for some steps and says how long they waited for their batches.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import loading, preparing
 from benchmarks.line import Line, short
+from benchmarks.waiting import waiting
 from genmodels.machine import equality_class
 from pipelines import cluster
 
@@ -31,10 +34,14 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("GENMODELS_DATA"), help="folder that holds mnist; without it PNGs are noise")
     parser.add_argument("--files", type=int, default=60_000)
     parser.add_argument("--photos", type=int, default=6_000)
-    parser.add_argument("--sounds", type=int, default=2_000)
+    parser.add_argument("--sounds", type=int, default=4_000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--waits", nargs="*", metavar="RECIPE", help="only the loader's share of a step, of these or all shipped recipes")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.scratch) as folder:
+        if asked.waits is not None:
+            print("\n".join(waiting(Path(folder), asked.waits)))
+            return
         lines = measured(Path(folder), asked)
     head = [f"{equality_class()}, {os.cpu_count()} cores", "", "| | | against | ratio |", "|---|---|---|---|"]
     table = "\n".join([*head, *map(str, lines)]) + "\n"

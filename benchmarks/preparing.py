@@ -43,6 +43,13 @@ def sound(content: bytes) -> None:
     soundfile.read(io.BytesIO(content))
 
 
+def companded(content: bytes) -> None:
+    """A sound as mu-law codes, by the formula: what prepare makes of it."""
+    wave = soundfile.read(io.BytesIO(content), dtype="float32")[0]
+    bent = np.sign(wave) * np.log1p(255 * np.abs(wave)) / np.log1p(255)
+    np.floor((bent + 1) * 127.5 + 0.5).astype(np.uint8)
+
+
 def _decode(paths: Sequence[str], decoder: Callable[[bytes], None]) -> None:
     for path in paths:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - once a file
@@ -106,7 +113,7 @@ def sounds(scratch: Path, asked: argparse.Namespace) -> list[Line]:
     for form in ("wav", "flac"):
         folder = generated.sounds(scratch / form, asked.sounds, form)
         what = f"{asked.sounds:,} {form.upper()}s of {generated.SECONDS} s at {generated.RATE // 1000} kHz"
-        lines += against(what, folder, SOUND, {"bare soundfile": sound}, asked.rounds)[0]
+        lines += against(what, folder, SOUND, {"bare soundfile": sound, "bare soundfile and numpy's mu-law": companded}, asked.rounds)[0]
     return lines
 
 
