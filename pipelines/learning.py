@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,7 +32,7 @@ from pipelines.errors import Refused
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
 from pipelines.sections import Train
-from pipelines.shards import Stream, examples, manifest
+from pipelines.shards import WHOLE_BYTES, Stream, examples, manifest
 
 VALIDATION_SEED, VALIDATION_BATCH = 0, 128
 AHEAD = 8
@@ -103,21 +104,31 @@ class Loader:
 
 
 class Passes:
-    """Every example once a pass, in disk order, read as it is asked for. `waited`: seconds that whoever asked had to wait."""
+    """Every example once a pass, in disk order, a batch ahead; `keep`: read once and held. `waited`: seconds that whoever asked had to wait."""
 
-    def __init__(self, read: Callable[[], Iterator[Batch]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], Iterator[Batch]], *, keep: bool) -> None:
+        self._read, self._keep = read, keep
+        self._kept: list[Batch] = []
         self.waited = 0.0
 
     def __call__(self, step: int) -> Iterable[Batch]:
-        batches = self._read()
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+        if self._kept:
+            yield from self._kept
+            return
+        batches, held = self._read(), []
+        with ThreadPoolExecutor(1, "loader") as thread:
+            ahead = thread.submit(next, batches, None)
+            while (batch := self._next(ahead)) is not None:
+                ahead = thread.submit(next, batches, None)
+                held += [batch] if self._keep else []
+                yield batch
+        self._kept = held
+
+    def _next(self, ahead: Future[Batch | None]) -> Batch | None:
+        start = time.perf_counter()
+        batch = ahead.result()
+        self.waited += time.perf_counter() - start
+        return batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +193,8 @@ class Learning:
         return Loader(read, self.steps)
 
     def _passes(self) -> Passes:
-        return Passes(lambda: examples(self.shards, "train", self.recipe.train.batch_size))
+        size = self.shards.rows["train"] * self.shards.event.dims * (1 if self.shards.event.levels else 4)
+        return Passes(lambda: examples(self.shards, "train", self.recipe.train.batch_size), keep=size <= WHOLE_BYTES)
 
     def _run(self, loader: Any) -> list[Record]:
         if isinstance(self.training, Training):
