@@ -20,6 +20,7 @@ from genmodels.checkpoint import NonFinite, Record, Schedule, TrainConfig
 from genmodels.compilation import check_compiler
 from genmodels.core import Batch, Metrics, Objective, Optimizer, Trained
 from genmodels.descent import Player, Precision, Sum, flatten
+from genmodels.machine import keep_memory
 from genmodels.noise import Noise, derive
 
 __all__ = ["Batches", "NonFinite", "Record", "Schedule", "TrainConfig", "Training", "fit"]
@@ -43,6 +44,7 @@ class Training:
         if config.compile:
             check_compiler(model.device)
         torch.set_num_threads(config.threads)
+        keep_memory()
         self.model, self.config, self.step = model, config, 0
         objectives = model.objectives()
         if stray := set(config.objectives) - {objective.name for objective in objectives}:
