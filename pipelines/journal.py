@@ -41,13 +41,16 @@ class Journal:
         self._seen = len(self._lines)
 
 
-def read(uri: str) -> list[dict[str, Any]]:
-    """All whole lines; none where there is no log."""
+def read(uri: str, *, last: int | None = None) -> list[dict[str, Any]]:
+    """All whole lines; none where there is no log. last: those alone that lie in its last so many bytes."""
+    fs, path = storage.filesystem(uri)
     try:
-        text = storage.read_bytes(uri).decode()
+        content = fs.cat_file(path) if last is None else fs.cat_file(path, start=-last)
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = content.splitlines(keepends=True)
+    whole = lines if last is None or len(content) < last else lines[1:]
+    return [json.loads(line) for line in whole if line.endswith(b"\n")]
 
 
 def _text(lines: list[dict[str, Any]]) -> str:

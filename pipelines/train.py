@@ -24,6 +24,9 @@ OTHER_CODE = "GENMODELS_RESUME_OTHER_CODE"
 CPUS = 0.5
 """Of each CPU worker, logical: two of them, a trial and the replicas fit a two-core machine together."""
 
+TAIL = 2**14
+"""Bytes of the log that the bar looks at."""
+
 _MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
 """Of a worker: large pages where the kernel gives them to who asks, and one heap for all threads. Ray calls the loop in a thread, and the heaps that
 glibc makes for threads are handed back as soon as they are empty, for the next step to map anew. A twentieth of a step."""
@@ -182,11 +185,11 @@ def _clear(uri: str) -> None:
 @contextmanager
 def _following(log: str, bar: console.Bar) -> Iterator[None]:
     """Meanwhile the bar follows the log: the workers may be anywhere, and their log is where everyone can read it."""
-    over = threading.Event()
+    over, seen = threading.Event(), dict[str, dict[str, Any]]()
 
     def follow() -> None:
         while not over.wait(0.5 if storage.is_local(log) else 5):
-            _show(journal.read(log), bar)
+            _show(log, seen, bar)
 
     thread = threading.Thread(target=follow, name="follow", daemon=True)
     thread.start()
@@ -195,13 +198,15 @@ def _following(log: str, bar: console.Bar) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        _show(journal.read(log), bar)
+        _show(log, seen, bar)
 
 
-def _show(lines: list[dict[str, Any]], bar: console.Bar) -> None:
-    """Steps done, and behind the bar the last loss, validation score and speed."""
-    step = next((line for line in reversed(lines) if line["event"] == "step" and "examples_per_s" in line), None)
-    valid = next((line for line in reversed(lines) if line["event"] == "valid"), None)
+def _show(log: str, seen: dict[str, dict[str, Any]], bar: console.Bar) -> None:
+    """Steps done, and behind the bar the last loss, validation score and speed. Only the end of the log is read: beside a long training its
+    thousands of lines would be read twice a second. seen: the last line of each event."""
+    lines = journal.read(log, last=TAIL)
+    seen |= {line["event"]: line for line in lines if line["event"] == "valid" or "examples_per_s" in line}
+    step, valid = seen.get("step"), seen.get("valid")
     if step:
         losses = [f"{name} {value:.4g}" for name, value in step.items() if name.endswith("loss") and isinstance(value, float)]
         found = [f"{valid['metric']} {valid['value']:.4g}"] if valid and isinstance(valid["value"], float) else []

@@ -211,6 +211,9 @@ def test_a_resumed_log_has_every_step_once(tmp_path: Path, scheme: str) -> None:
         with (tmp_path / "log.jsonl").open("a") as file:
             file.write('{"event": "step", "st')  # killed while it wrote
         assert journal.read(uri)[-1]["step"] == 30
+    whole = journal.read(uri)
+    for last, lines in ((1, 0), (80, 1), (10**6, len(whole))):  # bytes of its end, of which the first line may be cut
+        assert journal.read(uri, last=last) == whole[len(whole) - lines :]
     second = Journal(uri, step=20)
     second.write("started", 20)
     second.write("step", 30, loss=0.25)
