@@ -63,7 +63,7 @@ struct WaveNetPlan {
 template <class A>
 class WaveNet {
  public:
-  static constexpr int64_t kTogether = 32;
+  static constexpr int64_t kTogether = 64;
 
   WaveNet(Plan plan, int64_t rows)
       : p_(plan), width_(p_.skip + p_.residual), in_(rows * p_.kernel * p_.residual), pre_(rows * 2 * p_.residual), z_(rows * p_.residual),
