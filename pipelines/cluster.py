@@ -21,6 +21,9 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_ENABLE_TASK_EVENTS": "0",
 }
+_LOCAL_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away; a process less that wakes a hundred times a second
+}
 
 
 def connect() -> Any:
@@ -48,7 +51,7 @@ def connect() -> Any:
 
 def prepare_environment() -> None:
     """Settings that Ray reads when it is first imported; whatever the user has set stays."""
-    for name, value in _SETTINGS.items():
+    for name, value in (_SETTINGS if on_cluster() else _SETTINGS | _LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     if not on_cluster() and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
