@@ -123,7 +123,7 @@ def plot(found: dict[str, Times], path: Path) -> None:
     colours = {"full forward": "#b0b0b0", "windowed": "#8a8a8a", "eager": "#d98c5f", "f32": "#2f6f9f", "bf16": "#7fb2d6", "int8": "#a9cfa0"}
     for panel, (title, times) in zip(panels[0], found.items(), strict=False):
         shown = [way for way in times if way.threads == 1]
-        labels = [f"{way.name}, {way.batch}" for way in shown]
+        labels = [f"{way.name}, batch {way.batch}" for way in shown]
         values = [1e6 * times[way] / way.batch for way in shown]
         panel.barh(labels, values, color=[colours[way.name] for way in shown])
         panel.set_xscale("log")
@@ -132,7 +132,7 @@ def plot(found: dict[str, Times], path: Path) -> None:
         panel.set_xlabel("µs for each of the batch, one thread", fontsize=8)
         panel.tick_params(labelsize=7)
         for place, value in enumerate(values):
-            panel.text(value * 1.1, place, f"{value:,.3g}", va="center", fontsize=6)
+            panel.text(value * 1.1, place, f"{value:,.0f}" if value >= 100 else f"{value:.3g}", va="center", fontsize=6)
         panel.set_xlim(min(values) / 2, max(values) * 8)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
