@@ -25,6 +25,8 @@ from pipelines.parts import Work
 from pipelines.sources.source import REST
 
 BUCKET_BYTES = 128 * 2**20
+SMALL_BYTES = 16 * 2**20
+"""Up to eight buckets may be as small as this: as many as a part has row groups, so that no bucket reads another's rows, and cores to share them."""
 GROUP_BYTES = 2**20
 
 
@@ -45,8 +47,9 @@ class Cut:
 
 
 def bucket_bits(rows: int, settings: Mapping[str, Any]) -> int:
-    """How many leading bits of the id name a bucket, for buckets of about BUCKET_BYTES."""
-    return max(0, (rows * row_bytes(settings) // BUCKET_BYTES).bit_length())
+    """How many leading bits of the id name a bucket: for eight buckets of SMALL_BYTES or more, and of about BUCKET_BYTES where there are more."""
+    total = rows * row_bytes(settings)
+    return max((total // BUCKET_BYTES).bit_length(), min(3, (total // SMALL_BYTES).bit_length()))
 
 
 def fill(work: Work, cut: Cut, bucket: int) -> dict[str, Any]:
