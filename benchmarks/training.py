@@ -9,29 +9,16 @@ since absolute figures drift on a shared machine. Under five minutes on two core
 
 import argparse
 import os
-import statistics
-import tempfile
-import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.averaging import EVENTS, averaged
 from benchmarks.ladder import LADDER, Climbed, climb, flops, peak
+from benchmarks.through_ray import through_ray
 from genmodels.compilation import check_compiler
-from genmodels.core import Trained
 from genmodels.machine import equality_class
-from genmodels.train import Training
-from pipelines import cluster, journal
-from pipelines import recipe as recipes
-from pipelines.learning import fresh, numbers
-from pipelines.prepare import prepare
-from pipelines.recipe import Recipe
-from pipelines.records import Shards
-from pipelines.shards import Stream
-from pipelines.train import train
 
-LOOK = 10
 FAMILIES = {"gated_pixelcnn": "Gated PixelCNN", "pixelcnn": "PixelCNN"}
 
 
@@ -57,7 +44,7 @@ def main() -> None:
                 if part == "machine"
                 else averaging()
                 if part == "averaging"
-                else through_ray(asked.recipe, asked.steps)
+                else through_ray(asked.recipe, steps=asked.steps, threads=asked.threads)
             )
         print("\n".join(said), flush=True)
         lines += said
@@ -116,55 +103,6 @@ def averaging() -> list[str]:
         figures += [f"{found.sum / found.step:.1%}", f"{found.wait / found.step:.1%}"]
         lines.append(f"| {recipe} | {' | '.join(figures)} |")
     return [*lines, ""]
-
-
-def through_ray(name: str, steps: int, rounds: int = 3) -> list[str]:
-    """Each round from fresh weights; the first fifth of a run is warm-up and not counted."""
-    with tempfile.TemporaryDirectory() as folder:
-        keys = {"steps": steps, "valid_every": steps, "checkpoint_every": steps, "valid_examples": 16, "threads": torch.get_num_threads()}
-        recipe = recipes.load(name, [f"storage={Path(folder)}", *(f"train.{key}={value}" for key, value in keys.items())])
-        shards = prepare(recipe)
-        alone, ray, waits = [], [], []
-        for round_ in range(rounds):
-            alone += bare(recipe, shards)
-            speeds, waited = trained(recipe, shards, round_)
-            ray, waits = ray + speeds, waits + waited
-    cluster.shutdown()
-    one, other = statistics.median(alone), statistics.median(ray)
-    figures = f"{one:.2f} | {other:.2f} | {other / one:.3f} | {statistics.median(waits):.2%} | {max(waits):.2%}"
-    return [
-        f"| {rounds} rounds of {steps} steps | bare loop, steps/s | Ray Train, steps/s | ratio | waiting for the loader | worst look |",
-        "|---|--:|--:|--:|--:|--:|",
-        f"| {name} | {figures} |",
-        "",
-    ]
-
-
-def bare(recipe: Recipe, shards: Shards) -> list[float]:
-    """Steps a second between looks, from batches that are in memory before the first step."""
-    config = numbers(recipe.train)
-    stream = Stream(shards, "train", seed=config.seed)
-    batches = [stream.batch(step, config.batch_size) for step in range(config.steps)]
-    model = fresh(recipe, shards)
-    assert isinstance(model, Trained), "the loop that is timed descends"
-    training = Training(model, config)
-    speeds = []
-    for until in range(LOOK, config.steps + 1, LOOK):
-        begun = time.perf_counter()
-        training.run(batches.__getitem__, until=until)
-        speeds.append(LOOK / (time.perf_counter() - begun))
-    return warm(speeds)
-
-
-def trained(recipe: Recipe, shards: Shards, round_: int) -> tuple[list[float], list[float]]:
-    """Steps a second and the loader's share of the time at each look, from the training's own log."""
-    named = recipe.model_copy(update={"name": f"{recipe.name}-{round_}"})
-    lines = [line for line in journal.read(train(named, shards).log) if line["event"] == "step"]
-    return warm([line["steps_per_s"] for line in lines]), warm([line["loader_wait"] for line in lines])
-
-
-def warm(values: list[float]) -> list[float]:
-    return values[len(values) // 5 :]
 
 
 def plot(climbed: dict[str, list[Climbed]], file: Path) -> None:

@@ -1,7 +1,8 @@
 """The log of a training: one JSON object a line, in storage, where it is the truth that everything else is copied from.
 
-`{"event": "step", "step": 50, "loss": ..., "lr": ..., "examples_per_s": ..., "loader_wait": ...}` for the mean of the steps since the line before;
-events beside it: started (also after a resume), valid, sheet, stopped, finished. Lines are in the order of steps; a resumed training
+`{"event": "step", "step": 50, "loss": ..., "lr": ..., "examples_per_s": ..., "loader_wait": ..., "cores": ...}` for the mean of the steps since
+the line before; loader_wait is a share of their time, cores what rank 0 had of processors: less than its threads where others are busy on them.
+Events beside it: started (also after a resume), valid, sheet, stopped, finished. Lines are in the order of steps; a resumed training
 takes back those after its checkpoint, since it writes them again.
 """
 

@@ -139,6 +139,8 @@ class Pause:
     records: list[Record]
     seconds: float
     waited: float
+    cores: float
+    """Processors that this worker's process had, on average."""
     score: Score | None = None
     best: bool = False
     """Whether that score is the lowest so far."""
@@ -174,12 +176,13 @@ class Learning:
         """Trains to the end, pausing wherever a look, a validation or a checkpoint is due."""
         with self._loader() if isinstance(self.training, Training) else nullcontext(self._passes()) as loader:
             while not self.training.done:
-                start, waited = time.perf_counter(), loader.waited
+                start, busy, waited = time.perf_counter(), time.process_time(), loader.waited
                 records = self._run(loader)
                 seconds, waited = time.perf_counter() - start, loader.waited - waited
+                cores = (time.process_time() - busy) / seconds
                 score = self._validate() if self._due(self.recipe.train.valid_every) else None
                 best = score is not None and self._remember(score)
-                yield Pause(step=self.training.step, records=records, seconds=seconds, waited=waited, score=score, best=best)
+                yield Pause(step=self.training.step, records=records, seconds=seconds, waited=waited, cores=cores, score=score, best=best)
 
     def _loader(self) -> Loader:
         """The batches of descent: an endless stream, shuffled, of which each worker reads its slices."""

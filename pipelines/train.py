@@ -27,7 +27,7 @@ CPUS = 0.5
 TAIL = 2**14
 """Bytes of the log that the bar looks at."""
 
-_MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
 """Of a worker: large pages where the kernel gives them to who asks, and one heap for all threads. Ray calls the loop in a thread, and the heaps that
 glibc makes for threads are handed back as soon as they are empty, for the next step to map anew. A twentieth of a step."""
 
@@ -133,7 +133,7 @@ def _fit(recipe: Recipe, shards: Shards, out: Output, begun: str) -> None:
             storage_path=folder,
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", _MALLOC)}},
+            worker_runtime_env={"env_vars": {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC)}},
         ),
     )
     handler = signal.getsignal(signal.SIGINT)

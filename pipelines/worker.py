@@ -134,7 +134,8 @@ class Scribe:
     def note(self, pause: Pause) -> None:
         rows = len(pause.records) * self.learning.examples_a_step
         rates = {"examples_per_s": round(rows / pause.seconds, 1), "steps_per_s": round(len(pause.records) / pause.seconds, 2)}
-        self.journal.write("step", pause.step, **self._means(pause), **rates, loader_wait=round(pause.waited / pause.seconds, 4))
+        shares = {"loader_wait": round(pause.waited / pause.seconds, 4), "cores": round(pause.cores, 3)}
+        self.journal.write("step", pause.step, **self._means(pause), **rates, **shares)
         if pause.score:
             score = pause.score
             found = {"metric": score.name, "value": score.value, "stderr": score.stderr, "protocol": score.protocol, "n": score.n}
