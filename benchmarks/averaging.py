@@ -1,4 +1,8 @@
-"""What averaging gradients costs: two gloo workers on this machine, and how much of a step goes into the sum over them."""
+"""What averaging gradients costs: two gloo workers on this machine, and how much of a step goes into the sum over them.
+
+Were the sum begun while the backward pass still runs, it could hide what it waits for (the other worker, the wire), not what its processors do:
+those are the ones that the backward pass computes on. That difference is the most that overlapping could gain.
+"""
 
 import multiprocessing
 import statistics
@@ -26,13 +30,20 @@ WARM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Averaged:
-    """Medians of rank 0, in seconds a step: all of it, waiting until the other worker is there, and the sum itself of `megabytes`."""
+    """Medians of rank 0, in seconds a step: all of it, waiting until the other worker is there, and the sum itself of `megabytes`; busy: processor
+    time of that sum."""
 
     recipe: str
     step: float
     wait: float
     sum: float
+    busy: float
     megabytes: float
+
+    @property
+    def hidden(self) -> float:
+        """The most of a step that overlapping could hide."""
+        return max(0.0, self.sum - self.busy) / self.step
 
 
 def averaged(recipe: str, steps: int) -> Averaged:
@@ -51,14 +62,15 @@ def averaged(recipe: str, steps: int) -> Averaged:
 
 def _work(recipe: str, steps: int, rank: int, folder: str, found: Any) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{Path(folder) / 'meet'}", rank=rank, world_size=2)
-    waits, sums, sizes = [], [], []
+    waits, sums, busy, sizes = [], [], [], []
 
     def add(buffer: Tensor) -> None:
         begun = time.perf_counter()
         distributed.barrier()
-        met = time.perf_counter()
+        met, used = time.perf_counter(), time.process_time()
         distributed.all_reduce(buffer)
         sums.append(time.perf_counter() - met)
+        busy.append(time.process_time() - used)
         waits.append(met - begun)
         sizes.append(buffer.nbytes / 1e6)
 
@@ -73,8 +85,8 @@ def _work(recipe: str, steps: int, rank: int, folder: str, found: Any) -> None:
         training.run(lambda _, batch=batch: batch, until=step + 1, sum_over_workers=add)
         took.append(time.perf_counter() - begun)
     if rank == 0:
-        step, wait, sum_ = (statistics.median(times[WARM:]) for times in (took, waits, sums))
-        found.put(Averaged(recipe=recipe, step=step, wait=wait, sum=sum_, megabytes=sizes[0]))
+        step, wait, sum_, used = (statistics.median(times[WARM:]) for times in (took, waits, sums, busy))
+        found.put(Averaged(recipe=recipe, step=step, wait=wait, sum=sum_, busy=used, megabytes=sizes[0]))
     distributed.destroy_process_group()
 
 
