@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.core import Event, Objective, Optimizer, Trained
+from genmodels.models.made_members import Members, Partial, at, fan_in, masked, of_group, spread
 from genmodels.nn import values
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop
@@ -32,44 +33,6 @@ START = 0.1
 
 PACKED = 2**29
 """Bytes of weights that the compiled sampler may keep for the members of an ensemble; larger ones are drawn from eagerly."""
-
-
-@dataclass(frozen=True)
-class Members:
-    """The members that a request's rows are drawn from: rows of one order mix its S masks. Lead is 1 where all rows share one order, else B."""
-
-    order: Tensor
-    """(D,) or (B, D) places as visited."""
-    group: Tensor
-    """(lead,): which of the G orders in use is the row's."""
-    first: Tensor
-    """(lead, S, H): degrees of the first hidden layer."""
-    last: Tensor
-    """(lead, S, H'): degrees of the last one."""
-    enter: Tensor
-    """(D, F, H): the first layer's weights, a block for each place."""
-    between: list[Tensor]
-    """A further layer's (G, S, in, out) masked weights."""
-    leave: Tensor
-    """(D, P, H' + D F): the output layer's weights, a block for each place."""
-    bias: Tensor
-    """(B, D, P): the output layer's bias, the label's added."""
-
-
-@dataclass
-class Partial:
-    """What later values need of those taken."""
-
-    members: Members
-    sums: Tensor
-    """(B, S, H): the first hidden layer before its activation."""
-    read: Tensor
-    """(B, D, F) features by place, 0 where nothing is taken yet."""
-    log_weight: Tensor
-    """(B, S) float64 nats: the values taken under each mask."""
-    each: Tensor
-    """(B, S, K) nats of the next value under each mask."""
-    step: int = 0
 
 
 class MADE(Trained, Compiled):
@@ -107,7 +70,7 @@ class MADE(Trained, Compiled):
         orders = arrangements(super().order, config.order, config.mask_seed, config.orders)
         self.register_buffer("orders", orders, persistent=False)
         self.register_buffer("ranks", inverse(orders), persistent=False)
-        for i, degrees in enumerate(_degrees(event.dims, config)):
+        for i, degrees in enumerate(spread(event.dims, config)):
             self.register_buffer(f"degrees_{i}", degrees, persistent=False)
         sizes = [event.dims * self.inputs, *config.hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, config.hidden, strict=False))
@@ -129,10 +92,10 @@ class MADE(Trained, Compiled):
         ranks, *degrees, need = self._member(order, mask)
         h, have = read, ranks
         for i, (layer, own) in enumerate(zip(self._layers(), degrees, strict=True)):
-            h = _masked(layer, h, have, own)
+            h = masked(layer, h, have, own)
             h = drop(F.relu(self.hidden_label(h, y) if i == 0 else h), self.config.dropout, noise, f"dropout.{i}")
             have = own
-        raw = _masked(self.out, torch.cat([h, read], dim=1), torch.cat([have, ranks]), need)
+        raw = masked(self.out, torch.cat([h, read], dim=1), torch.cat([have, ranks]), need)
         return self.label(raw, y).unflatten(1, (-1, self.outputs))
 
     def member(self, x: Tensor, y: Tensor | None, order: int, mask: int, noise: Noise | None = None) -> Tensor:
@@ -176,7 +139,7 @@ class MADE(Trained, Compiled):
         which = (order.reshape(-1, 1, self.event.dims) == self.orders).all(2).to(torch.uint8).argmax(1)
         used, group = which.unique(return_inverse=True)
         degrees, dims = self._degrees(), self.event.dims
-        masked = [
+        between = [
             layer.weight.T * (have[used][:, :, :, None] <= own[used][:, :, None]).to(layer.weight.dtype)
             for layer, have, own in zip(self._layers()[1:], degrees, degrees[1:], strict=False)
         ]
@@ -186,7 +149,7 @@ class MADE(Trained, Compiled):
             first=degrees[0][which],
             last=degrees[-1][which],
             enter=self._layers()[0].weight.T.reshape(dims, self.inputs, -1).contiguous(),
-            between=masked,
+            between=between,
             leave=self.out.weight.unflatten(0, (dims, self.outputs)),
             bias=self.label(self.out.bias.expand(n, -1), y).unflatten(1, (dims, self.outputs)),
         )
@@ -200,19 +163,19 @@ class MADE(Trained, Compiled):
         )
 
     def predict(self, memory: Partial) -> Tensor:
-        members, place = memory.members, _place(memory)
+        members, place = memory.members, memory.place
         h = F.relu(memory.sums)
         for layer, weight in zip(self._layers()[1:], members.between, strict=True):
-            h = F.relu(_of_group(h, weight, members.group) + layer.bias)
+            h = F.relu(of_group(h, weight, members.group) + layer.bias)
         h = h * (members.last < memory.step)
         read = memory.read.flatten(1)[:, None].expand(-1, h.shape[1], -1)
-        leave, bias = members.leave[place], _at(members.bias, place)
+        leave, bias = members.leave[place], at(members.bias, place)
         raw = torch.cat([h, read], dim=2) @ leave.mT.expand(len(h), -1, -1) + bias[:, None]
         memory.each = values.log_probs(raw, self.event.levels)
         return torch.logsumexp(torch.log_softmax(memory.log_weight, dim=1)[..., None] + memory.each, dim=1)
 
     def take(self, memory: Partial, level: Tensor) -> None:
-        members, place = memory.members, _place(memory)
+        members, place = memory.members, memory.place
         read = values.features(level, self.event.levels, memory.sums.dtype)
         memory.read[torch.arange(len(read), device=self.device), place] = read
         share = read[:, None] @ members.enter[place].expand(len(read), -1, -1)
@@ -256,11 +219,11 @@ class MADE(Trained, Compiled):
         """He's variance over the units that a first member's unit really reads; the direct connections start at zero."""
         have, *degrees, need = self._member(0, 0)
         for layer, own in zip(self._layers(), degrees, strict=True):
-            layer.weight.copy_(torch.randn_like(layer.weight) * (2 / _fan_in(have, own))[:, None].sqrt())
+            layer.weight.copy_(torch.randn_like(layer.weight) * (2 / fan_in(have, own))[:, None].sqrt())
             layer.bias.zero_()
             have = own
         self.out.weight.zero_()
-        self.out.weight[:, : len(have)] = torch.randn(len(need), len(have)) * (START / _fan_in(have, need))[:, None].sqrt()
+        self.out.weight[:, : len(have)] = torch.randn(len(need), len(have)) * (START / fan_in(have, need))[:, None].sqrt()
         self.out.bias.zero_()
 
     def _layers(self) -> list[nn.Linear]:
@@ -269,45 +232,3 @@ class MADE(Trained, Compiled):
     def _degrees(self) -> list[Tensor]:
         """A hidden layer's (O, S, H) int64: the last rank that each unit may see."""
         return [self.get_buffer(f"degrees_{i}") for i in range(len(self.config.hidden))]
-
-
-def _masked(layer: nn.Linear, x: Tensor, have: Tensor, own: Tensor) -> Tensor:
-    """x (B, in) -> (B, out): each unit reads those that have no higher degree than its own. have (in,), own (out,)."""
-    # The product with a mask of the weight's own dtype: four times as fast as with a mask of bools, thirty times as torch.where.
-    return F.linear(x, layer.weight * (have <= own[:, None]).to(layer.weight.dtype), layer.bias)
-
-
-def _fan_in(have: Tensor, own: Tensor) -> Tensor:
-    """(out,) float32: how many units each unit reads, 1 where it reads none."""
-    return torch.searchsorted(have.sort().values, own, right=True).clamp(min=1).float()
-
-
-def _of_group(h: Tensor, weight: Tensor, group: Tensor) -> Tensor:
-    """h (B, S, in), weight (G, S, in, out), group (lead,) -> (B, S, out). Every group is computed for every row: shapes, and so bytes, are fixed."""
-    out = torch.einsum("bsi,sio->bso", h, weight[0])
-    for g in range(1, len(weight)):
-        out = torch.where((group == g)[:, None, None], torch.einsum("bsi,sio->bso", h, weight[g]), out)
-    return out
-
-
-def _place(memory: Partial) -> Tensor:
-    """The place that comes next: (1,) for all rows, or (B,). Never (), which torch would read from a device to index by."""
-    return memory.members.order[..., memory.step].reshape(-1)
-
-
-def _at(table: Tensor, place: Tensor) -> Tensor:
-    """table (B, D, P), place (1,) or (B,) -> (B, P)."""
-    return table[torch.arange(len(table), device=table.device), place]
-
-
-def _degrees(dims: int, config: MADE.Config) -> list[Tensor]:
-    """A hidden layer's (O, S, H) int64 degrees, from the least of the layer below up to D - 2: a unit that sees all values has no reader."""
-    layers: list[list[Tensor]] = [[] for _ in config.hidden]
-    for member in range(config.orders * config.masks):
-        noise, least = Noise(config.mask_seed, position=[0], step=member), 0
-        for i, units in enumerate(config.hidden):
-            span = max(1, dims - 1 - least)
-            spread = (noise.permutation(f"degrees.{i}", units) + noise.shared(f"offset.{i}").double()) * span / units
-            layers[i].append(least + spread.long().clamp(max=span - 1))
-            least = int(layers[i][-1].min())
-    return [torch.stack(each).unflatten(0, (config.orders, config.masks)) for each in layers]

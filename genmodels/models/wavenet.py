@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from genmodels.core import Event, Objective, Optimizer, Trained
 from genmodels.core.forced import TeacherForced
+from genmodels.models import wavenet_packed
+from genmodels.models.wavenet_packed import Weights, column
 from genmodels.nn import mel
 from genmodels.nn.conditioning import ClassBias
 from genmodels.nn.gates import drop, gate
@@ -31,7 +33,7 @@ from genmodels.nn.scaling import scaled
 from genmodels.noise import Noise
 from genmodels.sampling.graphs import Periodic
 from genmodels.sampling.native import Compiled
-from genmodels.sampling.packing import Packer, Plan, lanes, size
+from genmodels.sampling.packing import Packer, Plan, lanes
 from genmodels.sampling.triton_wavenet import Dilated, Stack
 
 Condition = Literal["none", "given", "log-mel"]
@@ -56,21 +58,6 @@ class DilatedLayer(nn.Module):
             taps = taps + self.local(heard)[..., frame]  # sec. 2.5
         out = gate(taps)  # eq. 2
         return x if self.residual is None else x + self.residual(out), self.skip(out)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The convolutions as the products that one step takes; pairs are (matrix, bias column)."""
-
-    taps: list[Tensor]
-    """A layer's (2 residual, kernel * residual), the oldest tap first."""
-    biases: list[list[Tensor]]
-    """A frame's, or those of all time where there is no condition: a layer's (2 residual, B), what bias, class and condition add to its taps."""
-    residuals: list[tuple[Tensor, Tensor]]
-    skip: tuple[Tensor, Tensor]
-    """All layers' skips at once: the sum over layers is inside the product."""
-    hidden: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -175,7 +162,7 @@ class WaveNet(Trained, Compiled, Dilated, TeacherForced, Periodic):
         """z (B, residual, T) embedded levels -> (B, T, K): the logits of each sample given those before it."""
         x = F.pad(z, (1, 0))[..., :-1]  # step t reads sample t - 1, step 0 reads nothing
         total, heard, frame = z.new_zeros(()), self.hear(c), self.frame(torch.arange(z.shape[2], device=z.device))
-        for i, layer in enumerate(self._layers()):
+        for i, layer in enumerate(self.convolutions()):
             x, skip = layer(drop(x, self.config.dropout, noise, f"dropout.{i}"), y, heard, frame)
             total = total + skip
         return self.out(F.relu(self.hidden(F.relu(total)))).transpose(1, 2)
@@ -190,9 +177,9 @@ class WaveNet(Trained, Compiled, Dilated, TeacherForced, Periodic):
         return [Objective(name="likelihood", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=4e-3))]
 
     def start(self, order: Tensor, n: int, *, y: Tensor | None, c: Tensor | None) -> Tape:
-        layers, zeros = self._layers(), self.out.weight.new_zeros
+        layers, zeros = self.convolutions(), self.out.weight.new_zeros
         return Tape(
-            weights=self._weights(self._biases(n, y, c)),
+            weights=wavenet_packed.weights(self, self._biases(n, y, c)),
             x=zeros(self.config.residual, n),
             rings=[zeros(layer.memory, self.config.residual, n) for layer in layers],
         )
@@ -217,67 +204,27 @@ class WaveNet(Trained, Compiled, Dilated, TeacherForced, Periodic):
     def _biases(self, n: int, y: Tensor | None, c: Tensor | None) -> list[list[Tensor]]:
         """A frame's list of the layers' (2 residual, n)."""
         heard, each = self.hear(c), []
-        for layer in self._layers():
-            bias = layer.label(_column(layer.taps).T.expand(n, -1), y)[None]
+        for layer in self.convolutions():
+            bias = layer.label(column(layer.taps).T.expand(n, -1), y)[None]
             if layer.local is not None and heard is not None:
                 bias = bias + layer.local(heard).permute(2, 0, 1)
             each.append(bias.transpose(1, 2).contiguous().unbind())
         return [list(frame) for frame in zip(*each, strict=True)]
 
-    def _weights(self, biases: list[list[Tensor]]) -> Weights:
-        layers = self._layers()
-        residuals = [layer.residual for layer in layers if layer.residual is not None]
-        return Weights(
-            taps=[_taps(layer) for layer in layers],
-            biases=biases,
-            residuals=[_matrix(residual) for residual in residuals],
-            skip=(
-                torch.cat([layer.skip.weight[..., 0] for layer in layers], dim=1),
-                torch.stack([_column(layer.skip) for layer in layers]).sum(0),
-            ),
-            hidden=_matrix(self.hidden),
-            out=_matrix(self.out),
-        )
-
     def packed(self, packer: Packer) -> Plan:
-        config, layers, local = self.config, self._layers(), self.event.condition
-        residual, skip = size(config.residual), size(config.skip)
-        frames, hop = (1 if local is None else local.shape[2]), config.hop if config.condition == "log-mel" else 0
-        packer.numbers(self.event.levels, self.steps, residual, skip, len(layers), config.kernel, frames, hop)
-        packer.integers(config.dilations)
-        packer.floats(lanes(self.levels.weight, 1))
-        for layer in layers:
-            packer.matrix(_taps(layer), outs=[config.residual] * 2, ins=[config.residual] * config.kernel)
-            for out in (layer.skip, *([] if layer.residual is None else [layer.residual])):
-                packer.matrix(out.weight[..., 0], out.bias)
-        packer.floats(lanes(_total(layers), 0))
-        for head in (self.hidden, self.out):
-            packer.matrix(head.weight[..., 0], head.bias)
-        return packer.plan(self.compiled, state=sum(layer.memory for layer in layers) * residual)
+        return wavenet_packed.packed(self, packer)
 
     def told(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
-        rows = 1 if y is None and c is None else n
-        biases = torch.stack([torch.stack(frame) for frame in self._biases(rows, y, c)])  # (frames, layers, 2 residual, rows)
+        biases = self.gates(1 if y is None and c is None else n, y=y, c=c)
         return lanes(biases, 2, [self.config.residual] * 2).movedim(3, 0).flatten(1)
 
     def stack(self) -> Stack:
-        layers, width = self._layers(), self.config.residual
-        residuals = [_matrix(layer.residual) for layer in layers if layer.residual is not None]
-        residuals.append((self.out.weight.new_zeros(width, width), self.out.weight.new_zeros(width, 1)))
-        return Stack(
-            embedding=self.levels.weight,
-            dilations=self.config.dilations,
-            taps=torch.stack([layer.taps.weight for layer in layers]),
-            residuals=(torch.stack([weight for weight, _ in residuals]), torch.cat([bias.T for _, bias in residuals])),
-            skips=(torch.stack([layer.skip.weight[..., 0] for layer in layers]), torch.cat([_column(layer.skip).T for layer in layers])),
-            hidden=(self.hidden.weight[..., 0], _column(self.hidden)[:, 0]),
-            out=(self.out.weight[..., 0], _column(self.out)[:, 0]),
-        )
+        return wavenet_packed.stack(self)
 
     def gates(self, n: int, *, y: Tensor | None, c: Tensor | None) -> Tensor:
         return torch.stack([torch.stack(frame) for frame in self._biases(n, y, c)])
 
-    def _layers(self) -> list[DilatedLayer]:
+    def convolutions(self) -> list[DilatedLayer]:
         return list(self.layers)  # type: ignore[arg-type]
 
 
@@ -300,25 +247,6 @@ def _waves(levels: int, features: int) -> Tensor:
     """(levels, features) of unit variance: sines of the level with 0.15 to 4 periods over the whole range and random phases."""
     cycles, phase = torch.linspace(0.15, 4, features), torch.rand(features)
     return 2**0.5 * torch.sin(2 * math.pi * (torch.linspace(0, 1, levels)[:, None] * cycles + phase))
-
-
-def _total(layers: list[DilatedLayer]) -> Tensor:
-    """(skip,): the sum of all layers' biases, exact enough that the order of the sum does not show."""
-    return torch.stack([_column(layer.skip)[:, 0] for layer in layers]).double().sum(0).float()
-
-
-def _taps(layer: DilatedLayer) -> Tensor:
-    """(2 residual, kernel residual), the oldest tap first."""
-    return layer.taps.weight.movedim(2, 1).flatten(1)
-
-
-def _column(layer: nn.Conv1d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias[:, None]
-
-
-def _matrix(layer: nn.Conv1d) -> tuple[Tensor, Tensor]:
-    return layer.weight[..., 0].contiguous(), _column(layer)
 
 
 def _mix(weight: tuple[Tensor, Tensor], x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_the_network_is_the_paper_s_one_step_at_a_time(config: dict[str, int], c
     embedded = model.embed(x)[0].T
     z = [torch.zeros(4, dtype=torch.float64), *embedded[:-1]]
     total = [torch.zeros(5, dtype=torch.float64)] * 20
-    for layer in model._layers():
+    for layer in model.convolutions():
         weight, bias, kernel = layer.taps.weight, layer.taps.bias, model.config.kernel
         assert bias is not None
         if layer.label.weight is not None:
@@ -114,7 +114,7 @@ def test_the_class_reaches_every_layer() -> None:
     model = model_of(event_of(12, classes=2), layers=3)
     x = examples(model.event, 1)
     with torch.no_grad():
-        for layer in model._layers():
+        for layer in model.convolutions():
             assert layer.label.weight is not None
             before = model.log_prob(x, torch.tensor([1]))
             layer.label.weight[1] += 1
@@ -180,7 +180,7 @@ def test_the_condition_reaches_every_layer() -> None:
     model = model_of(event_of(12), condition="log-mel", hop=4, layers=3)
     x = examples(model.event, 1)
     with torch.no_grad():
-        for layer in model._layers():
+        for layer in model.convolutions():
             assert layer.local is not None
             before = model.log_prob(x)
             layer.local.weight += 1
