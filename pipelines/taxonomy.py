@@ -37,6 +37,7 @@ WORDS = {
     "tempered": "temperature",
     "completes": "completes",
     "progressive": "draws stepwise",
+    "chained": "samples by a chain",
     "classifies": "classifies",
     "autoregressive": "surprise of every value",
 }

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from genmodels.core.autoregressive import Autoregressive
 from genmodels.core.capabilities import (
     Bounded,
+    ByBayes,
+    Chained,
     Classifies,
     Completes,
     Completion,
@@ -15,6 +17,7 @@ from genmodels.core.capabilities import (
     Density,
     Encodes,
     Energy,
+    Partition,
     Progressive,
 )
 from genmodels.core.drawing import Drawing, Eager, Fused, Sampler, copied
@@ -27,6 +30,8 @@ __all__ = [
     "Autoregressive",
     "Batch",
     "Bounded",
+    "ByBayes",
+    "Chained",
     "Classifies",
     "Completes",
     "Completion",
@@ -43,6 +48,7 @@ __all__ = [
     "Metrics",
     "Objective",
     "Optimizer",
+    "Partition",
     "Progressive",
     "Sampler",
     "Tempered",
@@ -61,6 +67,7 @@ CAPABILITIES: Mapping[str, type[GenerativeModel]] = {
     "tempered": Tempered,
     "completes": Completes,
     "progressive": Progressive,
+    "chained": Chained,
     "classifies": Classifies,
     "autoregressive": Autoregressive,
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genmodels.core import completion
-from genmodels.core.capabilities import Classifies, Completes, Completion, Progressive
+from genmodels.core.capabilities import ByBayes, Completes, Completion, Progressive
 from genmodels.core.completion import Given
 from genmodels.core.drawing import Drawing, Eager, Fused, Place, Sampler, copied
 from genmodels.core.event import Batch
@@ -25,7 +25,7 @@ TOGETHER = 1024
 """Rows drawn at once by a sampler that gives each the same bytes in any company."""
 
 
-class Autoregressive(Tempered, Progressive[Drawing], Completes, Classifies):
+class Autoregressive(Tempered, Progressive[Drawing], Completes, ByBayes):
     """p(x) = prod_t p(x_o(t) | x_o(1), ..., x_o(t-1)) for an order o of the values: one conditional over the K levels a step."""
 
     temperature_scales = "the logits of every value"

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar, final
+from typing import ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -55,24 +55,42 @@ class Bounded(GenerativeModel):
         """x (B, *shape) levels -> (B,) nats: logsumexp(log w) - log k over k draws (Burda et al., 2015, eq. 8)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """log Z in nats, the interval that holds it with 95 % (a point where it was counted out), how it was found, and whether that is exact."""
+
+    value: float
+    interval: tuple[float, float]
+    method: str
+    exact: bool
+
+
 class Energy(GenerativeModel):
-    """Has an unnormalised density."""
+    """Has an unnormalised density, p(x) = exp(-energy(x)) / Z, and estimates of log Z."""
 
     @abstractmethod
     def energy(self, x: Tensor) -> Tensor:
         """x (B, *shape) levels -> (B,) nats: -log p(x) up to a constant."""
 
     @abstractmethod
-    def log_partition(self, noise: Noise) -> tuple[float, tuple[float, float]]:
-        """An estimate of the constant, nats, and its interval."""
+    def log_partition(self, noise: Noise) -> Partition:
+        """log Z of the present parameters. noise: any number of rows; its seed and step say which draws an estimate is made of."""
 
 
 class Encodes(GenerativeModel):
     """Maps examples to a distribution over its latent event."""
 
+    latent: Event
+
     @abstractmethod
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """x (B, *shape) levels -> q(z | x, y) with batch shape (B, latent dims)."""
+
+    @final
+    def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (B, *shape) levels -> (B, latent dims) float32: the mean code, for other tasks to learn from."""
+        with torch.no_grad():
+            return self.encode(x, y).mean.flatten(1).float()
 
 
 class Decodes(GenerativeModel):
@@ -81,8 +99,39 @@ class Decodes(GenerativeModel):
     latent: Event
 
     @abstractmethod
+    def codes(self, noise: Noise) -> Tensor:
+        """(B, *latent.shape): the codes that `draw` makes its examples of, from the prior."""
+
+    @abstractmethod
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """z (B, *latent.shape) -> (B, *shape) levels: the most likely, or for a generator the only, example."""
+
+    @final
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
+        """a, b (B, *latent.shape) -> (B, steps, *shape) levels, decoded on the great circle from a to b, both of them included.
+
+        Sampling Generative Networks (White, 2016), arXiv:1609.04468: codes of a wide Gaussian lie near a sphere, which a straight line leaves.
+        Raises ValueError for codes of bits, which have nothing between them, and for fewer than two steps.
+        """
+        if self.latent.levels:
+            raise ValueError(f"codes of {self.latent.levels} levels have nothing between them; a path needs real-valued codes")
+        if steps < 2 or a.shape != b.shape or tuple(a.shape[1:]) != self.latent.shape:
+            raise ValueError(
+                f"{steps} steps from codes of shape {tuple(a.shape)} to {tuple(b.shape)}; wanted at least 2, and (n, {self.latent.dims})"
+            )
+        path = _great_circle(a.flatten(1).double(), b.flatten(1).double(), steps).to(a.dtype)
+        labels = None if y is None else y.repeat_interleave(steps, 0)
+        return self.decode(path.reshape(-1, *self.latent.shape), labels).reshape(len(a), steps, *self.event.shape)
+
+
+def _great_circle(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """a, b (B, D) -> (B, steps, D); a straight line where the two point the same way or opposite ways."""
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
+    angle, share = torch.acos(cosine)[:, None, None], torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[None, :, None]
+    curved = (torch.sin((1 - share) * angle) * a[:, None] + torch.sin(share * angle) * b[:, None]) / torch.sin(angle)
+    path = torch.where(torch.sin(angle) > 1e-6, curved, (1 - share) * a[:, None] + share * b[:, None])
+    path[:, 0], path[:, -1] = a, b
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +194,32 @@ class Progressive(GenerativeModel, Generic[State]):
         return self.read(self.advance(self.begin(noise, y=y, c=c, temperature=temperature), self.steps))
 
 
-class Classifies(Density):
-    """Labels examples by Bayes' rule, p(y|x) ~ p(x|y) p(y)."""
+class Chained(GenerativeModel):
+    """Draws by a Markov chain a sample, of stated length, whose stationary law is the model: approximate."""
 
+    @property
+    @abstractmethod
+    def chain(self) -> str:
+        """Which chain, how long and from where, in words: "block Gibbs, 1,000 steps from independent bits"."""
+
+
+class Classifies(GenerativeModel):
+    """Labels examples."""
+
+    classifies_by: ClassVar[str]
+    """What the labels' probabilities are: "Bayes' rule, exact", or "the recognition network q(y|x)"."""
+
+    @abstractmethod
     def classify(self, x: Tensor, c: Tensor | None = None, *, length: Tensor | None = None) -> Tensor:
         """x (B, *shape) levels -> (B, classes) nats, log p(y | x). Raises ValueError on an unlabelled model."""
+
+
+class ByBayes(Classifies, Density):
+    """Labels examples by Bayes' rule, p(y|x) ~ p(x|y) p(y)."""
+
+    classifies_by = "Bayes' rule, exact"
+
+    def classify(self, x: Tensor, c: Tensor | None = None, *, length: Tensor | None = None) -> Tensor:
         if self.event.classes == 0:
             raise ValueError("an unlabelled model has no classes to choose from")
         return torch.log_softmax(self.joint_log_prob(self.examples(x), c, length=length), dim=-1)

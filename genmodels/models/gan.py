@@ -139,8 +139,11 @@ class GAN(Trained, Decodes):
         loss = -at_fake.mean() if self.config.loss == "wgan-gp" else F.softplus(-at_fake).mean()
         return loss, {}
 
+    def codes(self, noise: Noise) -> Tensor:
+        return noise.normal("z", (self.config.latent,))
+
     def draw(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Tensor:
-        return rounded(self.generator(noise.normal("z", (self.config.latent,)), y), self.event.levels)
+        return rounded(self.generator(self.codes(noise), y), self.event.levels)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """z (B, latent) -> (B, C, H, W) uint8: what the generator makes of it."""

@@ -122,7 +122,10 @@ class VAE(Trained, Bounded, Encodes, Decodes):
         loss = (divergence - reconstruction).mean() / self.event.dims
         return loss, {"bits_per_dim_bound": loss.detach() / math.log(2), "kl": divergence.detach().mean()}
 
+    def codes(self, noise: Noise) -> Tensor:
+        return noise.normal("z", (self.config.latent,)).to(self.encoder.leave.weight.dtype)
+
     def draw(self, noise: Noise, *, y: Tensor | None, c: Tensor | None, temperature: Tensor) -> Tensor:
         channels, height, width = self.event.shape
-        z = noise.normal("z", (self.config.latent,)).to(self.encoder.leave.weight.dtype)
+        z = self.codes(noise)
         return self.likelihood(z, y).sample(noise.uniform("levels", (channels + 1, height, width)))
