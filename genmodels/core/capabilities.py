@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from genmodels.core.event import Event
-from genmodels.core.model import GenerativeModel
+from genmodels.core.model import GenerativeModel, blocks
 from genmodels.noise import Noise
 
 State = TypeVar("State")
@@ -107,8 +107,14 @@ class Decodes(GenerativeModel):
         """z (B, *latent.shape) -> (B, *shape) levels: the most likely, or for a generator the only, example."""
 
     @final
-    def interpolate(self, a: Tensor, b: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
-        """a, b (B, *latent.shape) -> (B, steps, *shape) levels, decoded on the great circle from a to b, both of them included.
+    def decode_rows(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """As `decode`, in blocks of one size: a row's levels are the same whichever rows it is decoded with."""
+        each = [self.decode(z[rows], None if y is None else y[rows])[:count] for rows, count in blocks(len(z))]
+        return torch.cat(each) if each else self.decode(z, y)
+
+    @final
+    def path(self, a: Tensor, b: Tensor, steps: int) -> Tensor:
+        """a, b (B, *latent.shape) -> (B, steps, *latent.shape): codes on the great circle from a to b, both of them included.
 
         Sampling Generative Networks (White, 2016), arXiv:1609.04468: codes of a wide Gaussian lie near a sphere, which a straight line leaves.
         Raises ValueError for codes of bits, which have nothing between them, and for fewer than two steps.
@@ -119,9 +125,14 @@ class Decodes(GenerativeModel):
             raise ValueError(
                 f"{steps} steps from codes of shape {tuple(a.shape)} to {tuple(b.shape)}; wanted at least 2, and (n, {self.latent.dims})"
             )
-        path = _great_circle(a.flatten(1).double(), b.flatten(1).double(), steps).to(a.dtype)
+        found = _great_circle(a.flatten(1).double(), b.flatten(1).double(), steps).to(a.dtype)
+        return found.reshape(len(a), steps, *self.latent.shape)
+
+    @final
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, y: Tensor | None = None) -> Tensor:
+        """a, b (B, *latent.shape) -> (B, steps, *shape) levels, decoded along `path`, each row under its label. Raises ValueError as `path`."""
         labels = None if y is None else y.repeat_interleave(steps, 0)
-        return self.decode(path.reshape(-1, *self.latent.shape), labels).reshape(len(a), steps, *self.event.shape)
+        return self.decode_rows(self.path(a, b, steps).flatten(0, 1), labels).reshape(len(a), steps, *self.event.shape)
 
 
 def _great_circle(a: Tensor, b: Tensor, steps: int) -> Tensor:
