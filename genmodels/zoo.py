@@ -7,6 +7,7 @@ from genmodels.core import Autoregressive, Event, GenerativeModel
 from genmodels.models.bayesnet import BayesNet
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
+from genmodels.models.helmholtz import Helmholtz
 from genmodels.models.made import MADE
 from genmodels.models.mixture import Mixture
 from genmodels.models.multiscale import Multiscale
@@ -30,6 +31,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "pixelcnnpp": PixelCNNPlusPlus,
     "wavenet": WaveNet,
     "vae": VAE,
+    "helmholtz": Helmholtz,
     "gan": GAN,
     "mixture": Mixture,
     "bayesnet": BayesNet,

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from genmodels.nn.likelihood import discretised_logistic
 from genmodels.nn.scaling import scaled, wide
+from genmodels.noise import categorical
 
 SOFTMAX = 16
 """The most levels that are told apart one by one."""
+ROWS = 16
+"""Examples whose every level is looked at together."""
 
 
 def input_features(levels: int) -> int:
@@ -58,12 +61,42 @@ def log_prob(raw: Tensor, x: Tensor, levels: int) -> Tensor:
     return _mixture(raw, x, levels)
 
 
+def uniforms(levels: int) -> int:
+    """How many random numbers `sample` takes for a value."""
+    return 1 if levels <= SOFTMAX else 2
+
+
+def sample(raw: Tensor, u: Tensor, levels: int) -> Tensor:
+    """raw (..., P), u (..., uniforms) in [0, 1) -> (...) uint8, drawn by those uniforms from what `log_probs` says."""
+    if levels <= SOFTMAX:
+        return categorical(log_probs(raw, levels), u[..., 0]).to(torch.uint8)
+    weight, mean, scale = _logistics(raw, levels)
+    chosen = categorical(weight, u[..., 0])[..., None]
+    # The uniform is moved to the middle of its cell, so that its logit is finite; beyond the ends lies the mass of the end levels.
+    middle = u[..., 1].to(mean.dtype) + 2.0**-25
+    drawn = mean.gather(-1, chosen)[..., 0] + scale.gather(-1, chosen)[..., 0] * torch.logit(middle)
+    return drawn.round().clamp(0, levels - 1).to(torch.uint8)
+
+
+def mode(raw: Tensor, levels: int) -> Tensor:
+    """raw (B, ..., P) -> (B, ...) uint8: the most likely level of each value."""
+    if levels == 2:
+        return (wide(raw)[..., 0] > 0).to(torch.uint8)
+    return torch.cat([log_probs(row, levels).argmax(-1) for row in raw.split(ROWS)]).to(torch.uint8)
+
+
 def _mixture(raw: Tensor, x: Tensor, levels: int) -> Tensor:
-    """raw (..., 3 M): weights, means, log scales of M logistics; x broadcast against (...) -> nats. Scales: at least a hundredth of a level."""
+    """x broadcast against raw's (...) -> nats."""
+    weight, mean, scale = _logistics(raw, levels)
+    each = discretised_logistic(x[..., None].to(mean.dtype), mean, scale, levels)
+    return torch.logsumexp(torch.log_softmax(weight, dim=-1) + each, dim=-1)
+
+
+def _logistics(raw: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """raw (..., 3 M) -> (..., M) each: logits of the components, their means and scales in levels. Scales: at least a hundredth of a level."""
     weight, mean, log_scale = wide(raw).unflatten(-1, (3, -1)).unbind(-2)
     components, unit = weight.shape[-1], (levels - 1) / 2
     # The means start out side by side: components that start equal get equal gradients for ever.
     start = (torch.arange(components, device=raw.device, dtype=mean.dtype) * 2 + 1) / components - 1
     scale = (log_scale - math.log(components)).clamp(min=math.log(0.01 / unit), max=2.0).exp()
-    each = discretised_logistic(x[..., None].to(mean.dtype), (mean + start + 1) * unit, scale * unit, levels)
-    return torch.logsumexp(torch.log_softmax(weight, dim=-1) + each, dim=-1)
+    return weight, (mean + start + 1) * unit, scale * unit

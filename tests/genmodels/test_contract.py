@@ -253,7 +253,7 @@ def test_bounds_are_finite_and_leave_the_model_alone(family: str, event: str) ->
 def test_decoding_gives_levels(family: str, event: str) -> None:
     model, kind = shaken(family, EVENTS[event]), EVENTS[event]
     assert isinstance(model, Decodes)
-    z, y = Noise(0, position=range(5)).normal("z", model.latent.shape), labels(kind, 5)
+    z, y = model.codes(Noise(0, position=range(5))), labels(kind, 5)
     with state_dict_untouched(model), global_generators_untouched():
         x = model.decode(z, y)
     assert x.shape == (5, *kind.shape) and x.dtype == torch.uint8 and int(x.max()) < kind.levels
