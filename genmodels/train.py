@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from genmodels import checkpoint
+from genmodels.allocator import keep_memory
 from genmodels.checkpoint import NonFinite, Record, Schedule, TrainConfig
 from genmodels.compilation import check_compiler
 from genmodels.core import Batch, Metrics, Objective, Optimizer, Trained
 from genmodels.descent import Player, Precision, Sum, flatten
-from genmodels.machine import keep_memory
 from genmodels.noise import Noise, derive
 
 __all__ = ["Batches", "NonFinite", "Record", "Schedule", "TrainConfig", "Training", "fit"]

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from genmodels import media
+from pipelines.parquet import keep_memory
 
 _LENGTH = struct.Struct("<Q")
 _PROGRESS_BYTES = 16
@@ -217,7 +218,14 @@ def decode_files(
         for number, (levels, length) in enumerate(windows):
             for name, value in zip(made, (index, number, levels, length, content_id(levels, length)), strict=True):
                 made[name].append(value)
-    return pa.table(made, schema=columns(settings)), bad
+    return _table(made, columns(settings)), bad
+
+
+def _table(made: Mapping[str, Sequence[Any]], form: pa.Schema) -> pa.Table:
+    """As pa.table makes it, the levels copied once."""
+    joined = pa.py_buffer(b"".join(made["levels"]))
+    levels = pa.FixedSizeBinaryArray.from_buffers(form.field("levels").type, len(made["levels"]), [None, joined])
+    return pa.table({**made, "levels": levels}, schema=form)
 
 
 def _content(path: str) -> bytes:
@@ -234,6 +242,7 @@ def _windows(content: bytes, settings: Mapping[str, Any]) -> list[tuple[bytes, i
 def main(settings: str, progress: str) -> None:
     import warnings
 
+    keep_memory()
     warnings.simplefilter("ignore")  # of broken EXIF blocks and the like
     with contextlib.suppress(ValueError):
         _windows(b"", json.loads(settings))  # what is loaded at the first file is not of its time

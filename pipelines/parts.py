@@ -9,8 +9,10 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +30,8 @@ FILES_PER_BATCH = 256
 BATCH_BYTES = 16 * 2**20
 FILES_PER_PART = 4096
 PART_BYTES = 64 * 2**20
+ALIGNED_BYTES = 2**20
+"""A part of fewer bytes of levels is one row group: whoever wants some of it reads it all."""
 
 _REPEATED = ("input", "label", "side")
 
@@ -213,10 +217,22 @@ def _write(work: Work, rows: pa.Table, bad: Sequence[Bad], keys: Sequence[str], 
     name = f"{bounds[0][:8]}-{bounds[1][:8]}-{held}.parquet"
     metadata = {"bad": json.dumps(sorted(bad)), "seconds": repr(work.seconds)}
     table = rows.sort_by([("id", "ascending"), ("source", "ascending")]).replace_schema_metadata(metadata)
-    per_group = max(256, PART_BYTES // 8 // row_bytes(work.settings))
-    content = parquet(table, row_group_size=per_group, use_dictionary=list(_REPEATED), compression="zstd", compression_level=1)
+    content = _grouped(table, row_bytes(work.settings))
     storage.write_bytes(storage.join(work.folder, name), content)
     return name
+
+
+def _grouped(table: pa.Table, each: int) -> bytes:
+    """A part's file. Its row groups end where ids of other leading bits begin, so that a bucket reads no other's rows; each: bytes of a row."""
+    per_group, sink = max(256, PART_BYTES // 8 // each), io.BytesIO()
+    cuts = [0, len(table)]
+    if len(table) * each >= ALIGNED_BYTES:
+        cuts = [0, *np.searchsorted(table.column("id").to_numpy(), [f"{2 * octant:x}" for octant in range(1, 8)]).tolist(), len(table)]
+    options: dict[str, Any] = {"use_dictionary": list(_REPEATED), "compression": "zstd", "compression_level": 1}
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
+        for start, stop in pairwise(cuts):
+            writer.write_table(table.slice(start, stop - start), row_group_size=per_group)
+    return sink.getvalue()
 
 
 def _subset(work: Work, name: str, keys: set[str], bounds: Range) -> str:
