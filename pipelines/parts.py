@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genmodels import media
-from pipelines import storage
+from pipelines import storage, tables
 from pipelines.decoder import TIMED_OUT, Decoder, columns, content_id, row_bytes
-from pipelines.parquet import parquet
 from pipelines.sources.labels import Labels
 from pipelines.sources.source import EVERYWHERE, LISTING, Containers, Examples, Files, Source
 
@@ -153,8 +152,8 @@ def _from_containers(work: Work, source: Containers, inputs: pa.Table) -> tuple[
             bad += _bad(batch, {0: media.reason(error)})
             continue
         rows, reasons = _quantised(examples, work)
-        encoded = examples.encoded or ()
-        bad += [(entry["key"], examples.names[at], reason, len(encoded[at])) for at, reason in reasons.items()]
+        size = (lambda at: len(examples.encoded[at])) if examples.encoded else (lambda at: row_bytes(work.settings))
+        bad += [(entry["key"], examples.names[at], reason, size(at)) for at, reason in reasons.items()]
         at = rows.column("index").to_pylist()
         names = [f"{examples.names[i]}{_window(number)}" for i, number in zip(at, rows.column("window").to_pylist(), strict=True)]
         labels = [examples.labels[i] if examples.labels is not None else None for i in at]
@@ -167,6 +166,8 @@ def _quantised(examples: Examples, work: Work) -> tuple[pa.Table, dict[int, str]
     """The rows of a container's examples, as the decoder makes them."""
     if examples.encoded is not None:
         return _decoder(work.settings, work.seconds).decode(list(examples.encoded))
+    if examples.values is not None:
+        return tables.rows(examples, work.settings)
     if examples.pixels is not None:
         levels = media.levels_from_pixels(examples.pixels, work.settings)
         cut = [(i, 0, row.tobytes(), 0) for i, row in enumerate(levels)]
