@@ -15,6 +15,7 @@ from genmodels.models.nade import NADE
 from genmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
 from genmodels.models.pixelcnnpp import PixelCNNPlusPlus
 from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
+from genmodels.models.rbm import RBM
 from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
 from genmodels.sampling.native import Native
@@ -32,6 +33,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "wavenet": WaveNet,
     "vae": VAE,
     "helmholtz": Helmholtz,
+    "rbm": RBM,
     "gan": GAN,
     "mixture": Mixture,
     "bayesnet": BayesNet,

@@ -214,7 +214,7 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, ByBayes):
     def continues(self, known: Tensor, *, n: int, seed: int, first: int = 0) -> bool:
         """Whether `complete` draws n rows exactly, the known values (*shape) or (n, *shape) bool coming first in the order of each."""
         noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
-        return bool(completion.come_first(self, noise, self._mask(known, n)).all())
+        return bool(completion.come_first(self, noise, self.mask(known, n)).all())
 
     @final
     @torch.no_grad()
@@ -234,20 +234,13 @@ class Autoregressive(Tempered, Progressive[Drawing], Completes, ByBayes):
         return completion.begun(self, self._given_to_complete(x, known, seed, indices, y, c), temperature)
 
     def _given_to_complete(self, x: Tensor, known: Tensor, seed: int, indices: Sequence[int], y: Tensor | None, c: Tensor | None) -> Given:
-        n, known = len(x), self._mask(known, len(x))
+        n, known = len(x), self.mask(known, len(x))
         x = self.examples(torch.where(known.to(x.device), x, 0))
         if c is None and self.event.condition is not None:
             raise ValueError(f"condition missing; this model's condition is: {self.event.condition}")
         noise = Noise([seed] * n, position=indices).to(self.device)
         labels = None if y is None and self.event.classes else self.condition(y, n)
         return Given(noise, x, known, labels, self.given(x, c))
-
-    def _mask(self, known: Tensor, n: int) -> Tensor:
-        if tuple(known.shape) not in (self.event.shape, (n, *self.event.shape)) or known.dtype != torch.bool:
-            raise ValueError(
-                f"known values marked by {known.dtype} of shape {tuple(known.shape)}; wanted bool of shape {self.event.shape}, or one mask a row"
-            )
-        return known.to(self.device).expand(n, *self.event.shape)
 
 
 def _valid(nats: Tensor, length: Tensor | None) -> Tensor:

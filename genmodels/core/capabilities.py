@@ -177,6 +177,15 @@ class Completes(GenerativeModel):
         shape, or a label, condition or temperature that this model does not take.
         """
 
+    @final
+    def mask(self, known: Tensor, n: int) -> Tensor:
+        """known (*shape) or (n, *shape) bool -> (n, *shape) bool on the model's device. Raises ValueError for anything else."""
+        if tuple(known.shape) not in (self.event.shape, (n, *self.event.shape)) or known.dtype != torch.bool:
+            raise ValueError(
+                f"known values marked by {known.dtype} of shape {tuple(known.shape)}; wanted bool of shape {self.event.shape}, or one mask a row"
+            )
+        return known.to(self.device).expand(n, *self.event.shape)
+
 
 class Progressive(GenerativeModel, Generic[State]):
     """Draws an example step by step; the caller owns the state, and the bytes do not depend on how the steps are grouped.

@@ -49,8 +49,12 @@ TINY: dict[str, dict[str, Any]] = {
 }
 """Settings for tests that draw very often; a family that is not here is built with its defaults."""
 
-UNFIT = {"bayesnet": {"deep colour", "image"}}
+UNFIT = {"bayesnet": {"deep colour", "image"}, "rbm": {"grey", "colour", "deep colour", "table", "image"}}
 """Events of its modalities that a family says it cannot take, which its own tests hold it to."""
+
+PERSISTENT = {"rbm": {"particles", "moved"}}
+"""What of its state a family's loss moves: chains that go on from one step to the next, as persistent contrastive divergence demands. Every other
+loss leaves the state as it was."""
 
 
 def cases(events: dict[str, Event], *capabilities: type[GenerativeModel]) -> list[tuple[str, str]]:
