@@ -68,6 +68,8 @@ def uniforms(levels: int) -> int:
 
 def sample(raw: Tensor, u: Tensor, levels: int) -> Tensor:
     """raw (..., P), u (..., uniforms) in [0, 1) -> (...) uint8, drawn by those uniforms from what `log_probs` says."""
+    if levels == 2:
+        return (u[..., 0] >= torch.sigmoid(-wide(raw)[..., 0])).to(torch.uint8)
     if levels <= SOFTMAX:
         return categorical(log_probs(raw, levels), u[..., 0]).to(torch.uint8)
     weight, mean, scale = _logistics(raw, levels)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genmodels.nn import values
+from genmodels.noise import Noise
 
 LEVELS = [2, 3, 16, 17, 256]
 
@@ -67,3 +68,22 @@ def test_features_tell_levels_apart(levels: int) -> None:
     assert every.shape == (levels, values.input_features(levels)) and every.dtype == torch.float64
     assert every.abs().max() == 1
     assert len(torch.unique(every, dim=0)) == levels
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_draws_and_the_likeliest_level_are_those_of_the_nats(levels: int) -> None:
+    """A chi-square of 40,000 draws of each of three values, the levels that are expected fewer than five times taken together."""
+    draws, told = 40_000, raw(levels, 3, scale=1.5)
+    u = Noise(levels, position=range(draws)).uniform("u", (3, values.uniforms(levels)))
+    drawn = values.sample(told.expand(draws, -1, -1), u, levels)
+    assert drawn.dtype == torch.uint8 and drawn.shape == (draws, 3)
+    p = values.log_probs(told, levels).exp()
+    for column in range(3):
+        seen = torch.bincount(drawn[:, column].long(), minlength=levels).double()
+        expected, often = p[column] * draws, p[column] * draws >= 5
+        parts = [(seen[often] - expected[often]).square() / expected[often]]
+        if bool((~often).any()) and expected[~often].sum() > 1:
+            parts.append((seen[~often].sum() - expected[~often].sum()).square()[None] / expected[~often].sum())
+        n = sum(map(len, parts)) - 1
+        assert torch.cat(parts).sum() < n + 4.5 * math.sqrt(2 * n) + 5, (column, seen, expected)
+    assert torch.equal(values.mode(told, levels).long(), p.argmax(-1))
