@@ -94,10 +94,9 @@ def reasonable(kernel: Adaptive, metric: Tensor, state: State, noise: Noise) -> 
 
 
 def _variances(theta: Tensor, before: Tensor) -> Tensor:
-    """theta (n, d) -> (d,), a little towards a thousandth of their mean, which keeps few draws from freezing a coordinate; where nothing moved,
-    what was there before."""
-    n, found = len(theta), theta.var(0)
-    return (n * found + 5e-3 * found.mean()) / (n + 5) if bool(found.mean() > 0) else before
+    """theta (n, d) -> (d,); of a coordinate that never moved, what was there before."""
+    found = theta.var(0)
+    return torch.where(found > 0, found, before)
 
 
 def _number(value: float) -> Tensor:

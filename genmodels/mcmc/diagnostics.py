@@ -17,7 +17,7 @@ def rhat(draws: Tensor) -> Tensor:
     Raises ValueError for fewer than four draws a chain.
     """
     halves = _split(draws)
-    folded = (halves - halves.flatten(0, 1).quantile(0.5, dim=0)).abs()
+    folded = (halves - _median(halves)).abs()
     return torch.maximum(_between(_ranked(halves)), _between(_ranked(folded)))
 
 
@@ -36,6 +36,12 @@ def _split(draws: Tensor) -> Tensor:
         raise ValueError(f"draws of shape {tuple(draws.shape)}; wanted (chains, at least 4 draws, dimensions)")
     half = draws.shape[1] // 2
     return torch.cat([draws[:, :half], draws[:, -half:]]).double()
+
+
+def _median(draws: Tensor) -> Tensor:
+    """(C, N, d) -> (d,): the mean of the two in the middle, from which both are then equally far to the last bit."""
+    ordered = draws.flatten(0, 1).sort(dim=0).values
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _ranked(draws: Tensor) -> Tensor:
@@ -66,9 +72,9 @@ def _effective(draws: Tensor) -> Tensor:
     total = covariance[0] + (draws.mean(1).var(0) if chains > 1 else 0)
     rho = 1 - (within - covariance) / total
     rho[0] = 1
-    even, odd = rho[: n - 1 - n % 2 : 2], rho[1 : n - n % 2 : 2]
-    even, odd = even[: (n - 3) // 2 + 1], odd[: (n - 3) // 2 + 1]
-    pairs = even[: len(odd)] + odd
+    last = max(0, (n - 3) // 2)
+    even = rho[: 2 * last + 1 : 2]
+    pairs = even + rho[1 : 2 * last + 2 : 2]
     negative = pairs <= 0
     negative[-1] = True
     stop = negative.double().argmax(0)
