@@ -74,6 +74,6 @@ CAPABILITIES: Mapping[str, type[GenerativeModel]] = {
 
 
 def capabilities(model: GenerativeModel | type[GenerativeModel]) -> list[str]:
-    """The names of what a model, or a family, can do."""
-    family = model if isinstance(model, type) else type(model)
-    return [name for name, capability in CAPABILITIES.items() if issubclass(family, capability)]
+    """The names of what a model, or a family, can do; of a model without what its settings withhold."""
+    family, withheld = (model, ()) if isinstance(model, type) else (type(model), model.withheld)
+    return [name for name, capability in CAPABILITIES.items() if issubclass(family, capability) and name not in withheld]

@@ -1,7 +1,7 @@
 """What every model is (GenerativeModel), how it learns (Trained, Iterated) and what it descends (Objective)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
@@ -121,6 +121,11 @@ class GenerativeModel(nn.Module, ABC):
         finally:
             self.train(was_training)
         return torch.cat(drawn) if drawn else torch.empty(0, *self.event.shape, dtype=torch.uint8 if self.event.levels else torch.float32)
+
+    @property
+    def withheld(self) -> Mapping[str, str]:
+        """Capabilities of the family that this model's settings leave out, by name, and why."""
+        return {}
 
     @property
     def equality_class(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from genmodels.core import Batch, GenerativeModel
+from genmodels.evaluate.collapse import collapse
 from genmodels.evaluate.features import Features, frechet, frechet_score
 from genmodels.evaluate.histogram import Histogram, histograms
 from genmodels.evaluate.likelihood import Likelihoods, evaluating, has_likelihood, labelled, likelihoods
@@ -19,6 +20,7 @@ __all__ = [
     "Histogram",
     "Likelihoods",
     "Score",
+    "collapse",
     "evaluate",
     "evaluating",
     "frechet",
