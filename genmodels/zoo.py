@@ -7,6 +7,7 @@ from genmodels.core import Autoregressive, Event, GenerativeModel
 from genmodels.models.bayesnet import BayesNet
 from genmodels.models.fvbn import FVBN
 from genmodels.models.gan import GAN
+from genmodels.models.gsn import GSN
 from genmodels.models.helmholtz import Helmholtz
 from genmodels.models.made import MADE
 from genmodels.models.mixture import Mixture
@@ -35,6 +36,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "helmholtz": Helmholtz,
     "rbm": RBM,
     "gan": GAN,
+    "gsn": GSN,
     "mixture": Mixture,
     "bayesnet": BayesNet,
 }

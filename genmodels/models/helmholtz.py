@@ -28,7 +28,7 @@ from torch.distributions import Bernoulli
 
 from genmodels.core import Batch, Bounded, Decodes, Encodes, Event, Metrics, Objective, Optimizer, Trained
 from genmodels.nn import values
-from genmodels.nn.conditioning import ClassBias
+from genmodels.nn.conditioning import ClassBias, ClassLinear
 from genmodels.nn.scaling import wide
 from genmodels.noise import Noise
 
@@ -36,17 +36,6 @@ Algorithm = Literal["wake-sleep", "reweighted"]
 
 ROWS = 512
 """Guesses that the bound of k draws looks at together."""
-
-
-class Layer(nn.Module):
-    """Logits (B, ..., outputs) of one layer given the one beside it, (B, ..., inputs), and the label."""
-
-    def __init__(self, inputs: int, outputs: int, classes: int) -> None:
-        super().__init__()
-        self.linear, self.label = nn.Linear(inputs, outputs), ClassBias(classes, outputs)
-
-    def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
-        return self.label(self.linear(h).movedim(-1, 1), y).movedim(1, -1)
 
 
 class Helmholtz(Trained, Bounded, Encodes, Decodes):
@@ -75,8 +64,8 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
             raise ValueError(f"Helmholtz models levels; got {event}")
         self.latent = Event(modality="table", shape=(config.hidden[0],), levels=2, classes=event.classes)
         read, tell = values.input_features(event.levels), values.output_parameters(event.levels)
-        self.recognition = nn.ModuleList(Layer(a, b, event.classes) for a, b in pairwise([event.dims * read, *config.hidden]))
-        self.generation = nn.ModuleList(Layer(b, a, event.classes) for a, b in pairwise([event.dims * tell, *config.hidden]))
+        self.recognition = nn.ModuleList(ClassLinear(a, b, event.classes) for a, b in pairwise([event.dims * read, *config.hidden]))
+        self.generation = nn.ModuleList(ClassLinear(b, a, event.classes) for a, b in pairwise([event.dims * tell, *config.hidden]))
         self.top, self.top_label = nn.Parameter(torch.zeros(config.hidden[-1])), ClassBias(event.classes, config.hidden[-1])
 
     @property

@@ -17,3 +17,14 @@ class ClassBias(nn.Module):
             return x
         vectors = self.weight.to(x.dtype)[y.clamp(min=0)] * (y >= 0).to(x.dtype)[:, None]
         return x + vectors.reshape(*vectors.shape, *[1] * (x.ndim - 2))
+
+
+class ClassLinear(nn.Module):
+    """A linear layer of the last axis, and a vector a label: (B, ..., inputs) -> (B, ..., outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, classes: int) -> None:
+        super().__init__()
+        self.linear, self.label = nn.Linear(inputs, outputs), ClassBias(classes, outputs)
+
+    def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
+        return self.label(self.linear(h).movedim(-1, 1), y).movedim(1, -1)

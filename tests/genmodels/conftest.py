@@ -43,6 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gated_pixelcnn": {"hidden": 8, "layers": 2, "kernel": 3, "head": 8},
     "multiscale": {"scales": 1, "hidden": 8, "layers": 2, "kernel": 3, "head": 8},
     "mixture": {"components": 3},
+    "gsn": {"hidden": (16,), "steps": 3},
     "helmholtz": {"hidden": (12, 6)},
     "pixelcnnpp": {"hidden": 8, "scales": 1, "components": 2},
     "wavenet": {"stacks": 1, "layers": 3, "residual": 8, "skip": 8},

@@ -10,6 +10,7 @@ from torch.distributions import Bernoulli
 
 from genmodels.core import Batch, Event
 from genmodels.models.helmholtz import Helmholtz
+from genmodels.nn.conditioning import ClassLinear
 from genmodels.noise import Noise
 from genmodels.train import TrainConfig, fit
 from tests.genmodels.conftest import examples, shaken, states
@@ -23,6 +24,12 @@ def model_of(event: Event = TOY, *, hidden: tuple[int, ...] = (4, 3), by: float 
     model = shaken("helmholtz", event, by=by, hidden=hidden, **config)
     assert isinstance(model, Helmholtz)
     return model
+
+
+def linear(layers: nn.ModuleList, index: int) -> nn.Linear:
+    layer = layers[index]
+    assert isinstance(layer, ClassLinear)
+    return layer.linear
 
 
 def all_bits(model: Helmholtz) -> Tensor:
@@ -61,13 +68,13 @@ def test_both_nets_laws_against_torch_distributions(hidden: tuple[int, ...]) -> 
     with torch.no_grad():
         joint = Bernoulli(logits=model.top).log_prob(layers[-1]).sum(1)
         for index in range(1, len(hidden)):
-            joint = joint + Bernoulli(logits=model.generation[index].linear(signs[index])).log_prob(layers[index - 1]).sum(1)
-        pixels = Bernoulli(logits=model.generation[0].linear(signs[0]))
+            joint = joint + Bernoulli(logits=linear(model.generation, index)(signs[index])).log_prob(layers[index - 1]).sum(1)
+        pixels = Bernoulli(logits=linear(model.generation, 0)(signs[0]))
         for row in range(3):
             posterior = torch.zeros(len(bits))
             below = [(2 * x[row].flatten().float() - 1).expand(len(bits), -1), *signs]
-            for layer, read, h in zip(model.recognition, below, layers, strict=False):
-                posterior = posterior + Bernoulli(logits=layer.linear(read)).log_prob(h).sum(1)
+            for index, h in enumerate(layers):
+                posterior = posterior + Bernoulli(logits=linear(model.recognition, index)(below[index])).log_prob(h).sum(1)
             torch.testing.assert_close(model.log_posterior(x, bits.expand(3, -1, -1), None)[row], posterior)
             wanted = joint + pixels.log_prob(x[row].flatten().float()).sum(1)
             torch.testing.assert_close(model.log_joint(x, bits.expand(3, -1, -1), None)[row], wanted)
@@ -135,9 +142,9 @@ def test_the_bound_is_the_likelihood_at_the_exact_posterior() -> None:
     """A net whose pictures do not depend on its only layer has the prior for posterior."""
     model = model_of(hidden=(4,))
     with torch.no_grad():
-        model.generation[0].linear.weight.zero_()
-        model.recognition[0].linear.weight.zero_()
-        model.recognition[0].linear.bias.copy_(model.top)
+        linear(model.generation, 0).weight.zero_()
+        linear(model.recognition, 0).weight.zero_()
+        linear(model.recognition, 0).bias.copy_(model.top)
         for k in (1, 7):
             bound = model.iwae(states(TOY), None, k, Noise(0, position=range(64)))
             torch.testing.assert_close(bound, exact(model, states(TOY)))
