@@ -70,6 +70,15 @@ def part(folder: Path, whole: Path, count: int) -> Path:
     return folder
 
 
+def repeated(folder: Path, whole: Path, times: int) -> Path:
+    """Every file of a folder so many times, as links."""
+    folder.mkdir()
+    for path in sorted(whole.iterdir()):
+        for i in range(times):
+            os.link(path, folder / f"{path.stem}-{i}{path.suffix}")
+    return folder
+
+
 def large(folder: Path, gigabytes: float) -> Shards:
     """Colour pictures of 64x64 under the names and in the row groups that prepare gives them; one bucket is written, the others are its copies."""
     folder.mkdir()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,19 @@ def sounds(scratch: Path, asked: argparse.Namespace) -> list[Line]:
 
 
 def memory(scratch: Path, asked: argparse.Namespace) -> list[Line]:
-    """The peak of prepare for a tenth of the photos and for all of them, each in a Ray of its own."""
+    """The peak of prepare for a tenth of the photos, for all of them, and for all of them ten times over, each in a Ray of its own."""
     whole = _photos(scratch, asked)
-    few = generated.part(scratch / "few", whole, asked.photos // 10)
-    small, large = (alone("benchmarks.preparing", folder) for folder in (few, whole))
-    ray = Line("memory of Ray and its idle processes", large["base"] / 2**20, "MiB")
-    what, other = f"peak memory of prepare, {asked.photos:,} JPEGs", f"{asked.photos // 10:,} JPEGs"
-    return [ray, Line(what, large["peak"] / 2**20, "MiB", other, small["peak"] / 2**20)]
+    sets = {
+        asked.photos // 10: generated.part(scratch / "few", whole, asked.photos // 10),
+        asked.photos: whole,
+        10 * asked.photos: generated.repeated(scratch / "many", whole, 10),
+    }
+    seen = {count: alone("benchmarks.preparing", folder) for count, folder in sets.items()}
+    lines = [Line("memory of Ray and its idle processes", seen[asked.photos]["base"] / 2**20, "MiB")]
+    for few, many in pairwise(seen):
+        what, other = f"peak memory of prepare, {many:,} JPEGs", f"{few:,} JPEGs"
+        lines.append(Line(what, seen[many]["peak"] / 2**20, "MiB", other, seen[few]["peak"] / 2**20))
+    return lines
 
 
 def main(folder: Path) -> None:
