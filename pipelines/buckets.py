@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genmodels import media
-from pipelines import storage
+from pipelines import storage, tables
 from pipelines.decoder import row_bytes
 from pipelines.parquet import SPLITS, packing
 from pipelines.parts import Work
@@ -165,22 +165,35 @@ def _sides(rows: pa.Table, fractions: Mapping[str, float]) -> NDArray[np.int64]:
 def _write(work: Work, cut: Cut, rows: pa.Table, levels: _Levels, split: str, bucket: int) -> dict[str, Any]:
     """One file -> its entry of the manifest, with histograms."""
     name, each, sink = f"{split}-{bucket:05d}.parquet", group_rows(row_bytes(work.settings)), io.BytesIO()
-    starts, count = range(0, len(rows), each), np.zeros(work.settings["levels"], np.int64)
+    starts, count = range(0, len(rows), each), np.zeros(work.settings.get("levels", 0), np.int64)
     with pq.ParquetWriter(sink, cut.form, **packing(cut.form)) as writer:
         for group in (rows.slice(start, each) for start in starts):
             mine = levels.take(group.column("at").to_numpy())
             count += _counted(mine, len(count))
-            writer.write_table(_shaped(group, mine, cut.form), row_group_size=each)
+            writer.write_table(_shaped(group, _contents(work, group, mine), cut.form), row_group_size=each)
     content = sink.getvalue()
     storage.write_bytes(storage.join(cut.folder, name), content)
     groups = [min(each, len(rows) - start) for start in starts]
     entry = {"name": name, "split": split, "rows": len(rows), "bytes": len(content), "sha256": _sha256(content), "row_groups": groups}
+    if work.settings["modality"] == "table":
+        every = levels.take(rows.column("at").to_numpy())
+        return {**entry, **tables.counted(every, rows.column("class"), work.settings, len(cut.labels))}
     return {**entry, **_histograms(work, cut, rows, count)}
 
 
-def _shaped(rows: pa.Table, levels: NDArray[np.uint8], form: pa.Schema) -> pa.Table:
-    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(levels.reshape(len(rows), *form.field("levels").type.shape))
-    values = {name: rows.column(name) for name in ("id", "length", "source")} | {"levels": tensor, "label": rows.column("class")}
+def _contents(work: Work, rows: pa.Table, levels: NDArray[np.uint8]) -> dict[str, Any]:
+    """The columns that are not the same in every modality; in a table the label is what is modelled, not what it is modelled given."""
+    if work.settings["modality"] == "table":
+        return {"label": pa.nulls(len(rows), pa.int32()), **tables.contents(levels, rows.column("class"), work.settings)}
+    return {"label": rows.column("class"), "levels": levels}
+
+
+def _shaped(rows: pa.Table, contents: Mapping[str, Any], form: pa.Schema) -> pa.Table:
+    values = {name: rows.column(name) for name in ("id", "length", "source")} | dict(contents)
+    for name in ("levels", "values", "condition"):
+        if name in values:
+            shaped = values[name].reshape(len(rows), *form.field(name).type.shape)
+            values[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(shaped))
     return pa.table([values[column] for column in form.names], schema=form)
 
 
@@ -190,7 +203,9 @@ def group_rows(each: int) -> int:
 
 
 def _counted(levels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """(count,): how often each level comes. Pillow counts bytes ten times as fast as numpy."""
+    """(count,): how often each level comes; of real values none. Pillow counts bytes ten times as fast as numpy."""
+    if not count:
+        return np.zeros(0, np.int64)
     return np.array(Image.fromarray(levels).histogram()[:count])
 
 
@@ -223,20 +238,23 @@ def describe(work: Work, cut: Cut, done: Sequence[Mapping[str, Any]]) -> dict[st
     """manifest.json. No time, no worker, no path of this machine: the same data give the same bytes."""
     files = sorted((file for bucket in done for file in bucket["files"]), key=lambda file: (SPLITS.index(file["split"]), file["name"]))
     keep = ("name", "split", "rows", "bytes", "sha256", "row_groups")
-    splits = {}
-    for split in SPLITS:
-        mine = [file for file in files if file["split"] == split]
-        levels = np.sum([file["levels"] for file in mine], axis=0).tolist() if mine else []
-        labels = np.sum([file["labels"] for file in mine], axis=0).tolist() if mine else [0] * (len(cut.labels) + 1)
-        counts = dict(zip(cut.labels, labels[1:], strict=True))
-        splits[split] = {"rows": sum(file["rows"] for file in mine), "levels": levels, "labels": counts, "unlabelled": labels[0]}
+    is_table = work.settings["modality"] == "table"
     return {
         "event": json.loads(cut.form.metadata[b"genmodels.event"]),
         "fingerprint": cut.fingerprint,
         "files": [{name: file[name] for name in keep} for file in files],
-        "labels": list(cut.labels),
-        "prepare": dict(work.settings),
-        "splits": splits,
+        "labels": [] if is_table else list(cut.labels),
+        "prepare": {**work.settings, "labels": list(cut.labels)} if is_table else dict(work.settings),
+        "splits": {split: _split(cut, [file for file in files if file["split"] == split], is_table) for split in SPLITS},
         "split_by": "the source's official split" if work.source.official else "hash of the content",
         **merged(done),
     }
+
+
+def _split(cut: Cut, files: Sequence[Mapping[str, Any]], is_table: bool) -> dict[str, Any]:
+    """What a split holds: rows, levels, labels; of a table also each column of numbers."""
+    rows, levels = sum(file["rows"] for file in files), np.sum([file["levels"] for file in files], axis=0).tolist() if files else []
+    if is_table:
+        return {"rows": rows, "levels": levels, "columns": tables.described([file["columns"] for file in files])}
+    labels = np.sum([file["labels"] for file in files], axis=0).tolist() if files else [0] * (len(cut.labels) + 1)
+    return {"rows": rows, "levels": levels, "labels": dict(zip(cut.labels, labels[1:], strict=True)), "unlabelled": labels[0]}

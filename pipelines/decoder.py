@@ -45,6 +45,9 @@ def columns(settings: Mapping[str, Any]) -> pa.Schema:
 
 
 def row_bytes(settings: Mapping[str, Any]) -> int:
+    """Of an example, before its label."""
+    if settings["modality"] == "table":
+        return 4 * (len(settings["features"]) + (settings["kind"] == "regression"))
     if settings["modality"] == "image":
         return settings["channels"] * settings["height"] * settings["width"]
     return media.window_steps(settings)

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genmodels import media
-from pipelines import storage, tables
+from pipelines import storage
 from pipelines.decoder import TIMED_OUT, Decoder, columns, content_id, row_bytes
 from pipelines.sources.labels import Labels
 from pipelines.sources.source import EVERYWHERE, LISTING, Containers, Examples, Files, Source
+from pipelines.tables import rows as table_rows
 
 VERSION = 1
 """Raised when the same input and settings would give another part than before."""
@@ -152,8 +153,8 @@ def _from_containers(work: Work, source: Containers, inputs: pa.Table) -> tuple[
             bad += _bad(batch, {0: media.reason(error)})
             continue
         rows, reasons = _quantised(examples, work)
-        size = (lambda at: len(examples.encoded[at])) if examples.encoded else (lambda at: row_bytes(work.settings))
-        bad += [(entry["key"], examples.names[at], reason, size(at)) for at, reason in reasons.items()]
+        encoded, each = examples.encoded, row_bytes(work.settings)
+        bad += [(entry["key"], examples.names[at], why, len(encoded[at]) if encoded else each) for at, why in reasons.items()]
         at = rows.column("index").to_pylist()
         names = [f"{examples.names[i]}{_window(number)}" for i, number in zip(at, rows.column("window").to_pylist(), strict=True)]
         labels = [examples.labels[i] if examples.labels is not None else None for i in at]
@@ -167,7 +168,7 @@ def _quantised(examples: Examples, work: Work) -> tuple[pa.Table, dict[int, str]
     if examples.encoded is not None:
         return _decoder(work.settings, work.seconds).decode(list(examples.encoded))
     if examples.values is not None:
-        return tables.rows(examples, work.settings)
+        return table_rows(examples, work.settings)
     if examples.pixels is not None:
         levels = media.levels_from_pixels(examples.pixels, work.settings)
         cut = [(i, 0, row.tobytes(), 0) for i, row in enumerate(levels)]

@@ -5,15 +5,15 @@ under what shaped them, finished buckets under their fingerprint; manifest.json 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from genmodels import media
 from genmodels.core import Event
-from pipelines import buckets, console, parts, storage, tasks
-from pipelines.errors import Failed, Refused
+from pipelines import buckets, console, parts, storage, tables, tasks
+from pipelines.errors import Failed
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.parquet import parquet, schema
 from pipelines.parts import Bad, Work
@@ -24,6 +24,7 @@ from pipelines.shards import open_shards
 from pipelines.sources import open_source
 from pipelines.sources.labels import Labels, ordered
 from pipelines.sources.source import Containers, Leaf, Source
+from pipelines.sources.tables import Table
 from pipelines.sources.tree import unreachable
 
 VERSION = 2
@@ -58,21 +59,32 @@ def output(recipe: Recipe) -> Output:
     return _look(recipe).output
 
 
-def settings(data: Data) -> dict[str, Any]:
-    """How a file becomes levels, in the words of genmodels.media."""
+def settings(data: Data, source: Source) -> dict[str, Any]:
+    """How a file becomes levels, in the words of genmodels.media; of a table, which columns make an example."""
     if data.image:
         return {"modality": "image", **data.image.model_dump()}
     if data.audio:
         return {"modality": "audio", **data.audio.model_dump(), "companding": "mu-law" if data.audio.levels == 256 else None}
-    raise Refused("data.table: tables are not prepared yet; wanted data.image or data.audio")
+    assert isinstance(source, Table)
+    return {"modality": "table", **asdict(source.layout)}
 
 
 def event_of(how: dict[str, Any], classes: int) -> Event:
     """The event of examples decoded by these settings."""
     if how["modality"] == "image":
         return Event(modality="image", shape=(how["channels"], how["height"], how["width"]), levels=how["levels"], classes=classes)
+    if how["modality"] == "table":
+        return _table_event(how, classes)
     steps, law = media.window_steps(how), how["companding"]
     return Event(modality="audio", shape=(steps,), levels=how["levels"], sample_rate=how["sample_rate"], companding=law, classes=classes)
+
+
+def _table_event(how: dict[str, Any], labels: int) -> Event:
+    """The target given the features; without a target, the features."""
+    features = Event(modality="table", shape=(len(how["features"]),), levels=0)
+    if how["target"] is None:
+        return features
+    return Event(modality="table", shape=(1,), levels=labels if how["kind"] == "classification" else 0, condition=features)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,8 @@ class Inputs:
 
 
 def _look(recipe: Recipe) -> Inputs:
-    source, how = open_source(recipe.data), settings(recipe.data)
+    source = open_source(recipe.data)
+    how = settings(recipe.data, source)
     cache = storage.join(recipe.root, "parts", "listings")
     count, total, names, each, unwritten = 0, 0, [], [], None
     for leaf in source.leaves(cache):
@@ -148,6 +161,8 @@ def _make(recipe: Recipe, inputs: Inputs) -> None:
         cut = _cut(recipe, inputs, gathered)
         work = inputs.work
         filled = sorted(tasks.each(lambda bucket: buckets.fill(work, cut, bucket), range(1 << cut.bits)), key=lambda done: done["bucket"])
+    if recipe.data.table:
+        tables.check_spread(recipe.data.source, dict(work.settings), filled)
     value: dict[str, Any] = buckets.describe(work, cut, filled) | {"inputs": inputs.count, "quarantined": len(rejected)}
     _clean(where, {file["name"] for file in value["files"]} | {"quarantine.parquet"})
     storage.write_json(storage.join(where, "manifest.json"), value)
@@ -166,6 +181,9 @@ def _gathered(inputs: Inputs, bar: console.Bar) -> list[dict[str, Any]]:
 
 def _cut(recipe: Recipe, inputs: Inputs, gathered: Sequence[dict[str, Any]]) -> buckets.Cut:
     labels = tuple(ordered([label for done in gathered for label in done["labels"]]))
+    rows = sum(done["rows"] for done in gathered)
+    if recipe.data.table:
+        tables.check(recipe.data.source, dict(inputs.work.settings), rows, labels)
     if not labels and recipe.data.label.by not in ("none", "source"):
         raise Failed(
             f"data.label.by {recipe.data.label.by} labels none of the {inputs.count} inputs; correct it, or set data.label.by=none"
@@ -177,7 +195,7 @@ def _cut(recipe: Recipe, inputs: Inputs, gathered: Sequence[dict[str, Any]]) -> 
         folder=inputs.output.uri,
         fingerprint=inputs.output.fingerprint,
         parts=tuple(sorted({name for done in gathered for name in done["parts"]})),
-        bits=buckets.bucket_bits(sum(done["rows"] for done in gathered), inputs.work.settings),
+        bits=buckets.bucket_bits(rows, inputs.work.settings),
     )
 
 

@@ -32,8 +32,27 @@ class AudioData(Section):
 
 
 class TableData(Section):
-    features: tuple[str, ...]
+    """Which columns of a table are modelled: the target given the features, or without a target the features themselves."""
+
+    features: tuple[str, ...] = ()
+    """Columns of numbers; left out: every column but the target, and of a named source but its own target too."""
     target: str | None = None
+    kind: Literal["regression", "classification"] | None = None
+    """What the target is: a number, or one of 2 to 256 labels."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TableData":
+        if (self.target is None) != (self.kind is None):
+            raise ValueError(
+                "a target needs its kind: regression (a number) or classification (a label)"
+                if self.kind is None
+                else f"kind {self.kind} without a target; name the target's column, or leave kind out"
+            )
+        if twice := sorted({name for name in self.features if self.features.count(name) > 1}):
+            raise ValueError(f"features name {twice[0]!r} twice; once is enough")
+        if self.target in self.features:
+            raise ValueError(f"{self.target!r} is both a feature and the target; leave it out of the features")
+        return self
 
 
 class Label(Section):
@@ -79,7 +98,8 @@ class Fractions(Section):
 
 class Data(Section):
     source: str
-    """A named source (digits, tones, mnist, fashion_mnist, binarized_mnist, fsdd), or the URL of a folder, zip, IDX, npz or Parquet file."""
+    """A named source (digits, tones, mnist, fashion_mnist, binarized_mnist, fsdd; tables: diabetes, breast_cancer, wine, iris), or the URL of a
+    folder, zip, IDX, npz or Parquet file; of a table: of a CSV or Parquet file, or a folder of them."""
     image: ImageData | None = None
     audio: AudioData | None = None
     table: TableData | None = None
@@ -100,6 +120,8 @@ class Data(Section):
         given = [name for name in ("image", "audio", "table") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"got {' and '.join(given) or 'none'} of image, audio, table; wanted one of them")
+        if self.table and self.label != Label():
+            raise ValueError("label is for pictures and sounds; a row's label is its target: leave label out and set table.target")
         return self
 
 
@@ -137,6 +159,8 @@ class Train(Section):
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Examples of a step, over all workers together."""
+    labels: Annotated[int, Field(ge=1)] | None = None
+    """Show only so many labels of the train split, the same number of each class, the first in hash order; left out: all of them."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of every objective that names none of its own."""

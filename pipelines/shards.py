@@ -16,7 +16,7 @@ from pipelines import storage
 from pipelines.errors import Refused
 from pipelines.parquet import SPLITS, parquet, schema
 from pipelines.records import Shards
-from pipelines.stored import Rows, Stored, manifest
+from pipelines.stored import Rows, Stored, manifest, row_bytes
 from pipelines.windows import Windows
 
 __all__ = ["SPLITS", "WHOLE_BYTES", "WINDOW_BYTES", "Rows", "Stored", "Stream", "examples", "manifest", "open_shards", "parquet", "schema"]
@@ -77,7 +77,7 @@ class Stream:
         return window.rows.batch(index, self._stored.event, position=position, step=step)
 
     def _fitting(self, event: Event) -> int:
-        row = event.dims * (1 if event.levels else 4)
+        row = row_bytes(event)
         return max(1, len(self._stored.groups) if self.rows * row <= WHOLE_BYTES else WINDOW_BYTES // int(row * self._stored.sizes.max()))
 
 
@@ -87,7 +87,8 @@ def _joined(pieces: Sequence[Batch], step: int) -> Batch:
         return None if values[0] is None else torch.cat(values)
 
     position = torch.cat([piece.position for piece in pieces])
-    return Batch(x=torch.cat([piece.x for piece in pieces]), y=column("y"), length=column("length"), position=position, step=step)
+    x = torch.cat([piece.x for piece in pieces])
+    return Batch(x=x, y=column("y"), c=column("c"), length=column("length"), position=position, step=step)
 
 
 def examples(shards: Shards, split: str, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
@@ -98,8 +99,6 @@ def examples(shards: Shards, split: str, batch_size: int, *, limit: int | None =
     for step, start in enumerate(range(0, end, batch_size)):
         stop = min(start + batch_size, end)
         while first + len(held) < stop:
-            left = slice(start - first, None)
-            rest = Rows(held.x[left], held.label[left], None if held.length is None else held.length[left])
-            held, first, group = Rows.join([rest, stored.read([group])]), start, group + 1
+            held, first, group = Rows.join([held.after(start - first), stored.read([group])]), start, group + 1
         index = slice(start - first, stop - first)
         yield held.batch(index, stored.event, position=np.arange(start, stop, dtype=np.int64), step=step)

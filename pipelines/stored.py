@@ -30,11 +30,13 @@ def manifest(shards: Shards) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of n examples as arrays: x (n, *shape) uint8 or float32, label (n,) int64 with -1 for none, length (n,) int64 or None."""
+    """Columns of n examples as arrays: x (n, *shape) uint8 or float32, label (n,) int64 with -1 for none, length (n,) int64 or None,
+    c (n, *condition.shape) or None."""
 
     x: NDArray[Any]
     label: NDArray[np.int64]
     length: NDArray[np.int64] | None
+    c: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -45,19 +47,41 @@ class Rows:
             x=torch.from_numpy(_copied(self.x, index)),
             y=torch.from_numpy(_copied(self.label, index)) if event.classes else None,
             length=None if self.length is None else torch.from_numpy(_copied(self.length, index)),
+            c=None if self.c is None else torch.from_numpy(_copied(self.c, index)),
             position=torch.from_numpy(position),
             step=step,
         )
 
+    def after(self, start: int) -> "Rows":
+        """The rows from one on."""
+        c, length = (None if column is None else column[start:] for column in (self.c, self.length))
+        return Rows(self.x[start:], self.label[start:], length, c)
+
     @staticmethod
     def join(parts: Sequence["Rows"]) -> "Rows":
-        lengths = [part.length for part in parts if part.length is not None]
-        x, label = (np.concatenate(column) for column in zip(*((part.x, part.label) for part in parts), strict=True))
-        return Rows(x, label, np.concatenate(lengths) if lengths else None)
+        c, length = (
+            [column for column in columns if column is not None] for columns in zip(*((p.c, p.length) for p in parts), strict=True)
+        )
+        x, label = (np.concatenate(columns) for columns in zip(*((part.x, part.label) for part in parts), strict=True))
+        return Rows(x, label, np.concatenate(length) if length else None, np.concatenate(c) if c else None)
 
 
 def _copied(column: NDArray[Any], index: NDArray[np.int64] | slice) -> NDArray[Any]:
     return column[index].copy() if isinstance(index, slice) else column.take(index, axis=0)
+
+
+def dtype(event: Event) -> type[np.uint8] | type[np.float32]:
+    return np.uint8 if event.levels else np.float32
+
+
+def row_bytes(event: Event) -> int:
+    """Of an example in memory and of what it is modelled given."""
+    return event.dims * (1 if event.levels else 4) + (row_bytes(event.condition) if event.condition else 0)
+
+
+def _tensor(column: pa.ChunkedArray) -> NDArray[Any]:
+    content = column.combine_chunks()
+    return (content.chunk(0) if isinstance(content, pa.ChunkedArray) else content).to_numpy_ndarray()
 
 
 class Stored:
@@ -89,8 +113,13 @@ class Stored:
         return rows
 
     def _empty(self, n: int) -> Rows:
-        x = np.empty((n, *self.event.shape), np.uint8 if self.event.levels else np.float32)
-        return Rows(x, np.empty(n, np.int64), np.empty(n, np.int64) if self.event.modality == "audio" else None)
+        given = self.event.condition
+        return Rows(
+            x=np.empty((n, *self.event.shape), dtype(self.event)),
+            label=np.empty(n, np.int64),
+            length=np.empty(n, np.int64) if self.event.modality == "audio" else None,
+            c=None if given is None else np.empty((n, *given.shape), dtype(given)),
+        )
 
     def _fill(self, rows: Rows, places: Sequence[tuple[int, int]]) -> None:
         """Row groups into rows, each up to its end there; a file is opened once."""
@@ -105,9 +134,9 @@ class Stored:
         return [name for name in schema(self.event).names if name not in ("id", "source")]
 
     def _put(self, rows: Rows, here: slice, table: pa.Table) -> None:
-        content = table.column("levels" if self.event.levels else "values").combine_chunks()
-        tensor = content.chunk(0) if isinstance(content, pa.ChunkedArray) else content
-        rows.x[here] = tensor.to_numpy_ndarray()
+        rows.x[here] = _tensor(table.column("levels" if self.event.levels else "values"))
+        if rows.c is not None:
+            rows.c[here] = _tensor(table.column("condition"))
         rows.label[here] = table.column("label").fill_null(-1).to_numpy()
         if rows.length is not None:
             rows.length[here] = table.column("length").to_numpy()

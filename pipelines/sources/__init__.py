@@ -11,17 +11,21 @@ from pipelines.sources.bundled import Digits, Tones
 from pipelines.sources.folder import Folder
 from pipelines.sources.published import BinarizedMnist, FashionMnist, Fsdd, Mnist
 from pipelines.sources.source import Source
+from pipelines.sources.tables import PINS, open_table
 from pipelines.sources.tree import Tree, tree_at
 from serve.names import unknown
 
 NAMED = ("binarized_mnist", "digits", "fashion_mnist", "fsdd", "mnist", "tones")
+KINDS = {"image": "pictures", "audio": "sounds", "table": "a table"}
 
 
 def open_source(data: Data) -> Source:
     """The source of a recipe's data section. Raises Refused for a name or a place that is none, Failed for one out of reach."""
+    if data.source in PINS and not data.table:
+        raise Refused(f"data.source {data.source!r} holds a table; got data.{data.modality}, wanted data.table")
     source = _named(data) if data.source in NAMED else _at(data)
     if source.modality not in (None, data.modality):
-        kind = "pictures" if source.modality == "image" else "sounds"
+        kind = KINDS[str(source.modality)]
         raise Refused(f"data.source {data.source!r} holds {kind}; got data.{data.modality}, wanted data.{source.modality}")
     return source
 
@@ -34,8 +38,11 @@ def _named(data: Data) -> Source:
 
 def _at(data: Data) -> Source:
     """What lies at a path or URL."""
-    if re.fullmatch(r"[A-Za-z0-9_-]+", data.source) and not storage.exists(storage.absolute(data.source)):
-        raise Refused(f"data.source: {unknown('source', data.source, NAMED)} (or give a path or a URL)")
+    if data.source not in PINS and re.fullmatch(r"[A-Za-z0-9_-]+", data.source) and not storage.exists(storage.absolute(data.source)):
+        names = PINS if data.table else NAMED
+        raise Refused(f"data.source: {unknown('source', data.source, names)} (or give a path or a URL)")
+    if data.table:
+        return open_table(data)
     url = storage.absolute(data.source)
     parent, _, name = url.rpartition("/")
     suffix = PurePosixPath(name).suffix.lower()

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,18 +34,21 @@ def leaf(table: pa.Table) -> Leaf:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """n examples of one input, not yet quantised: one of pixels, waves and encoded.
+    """n examples of one input, not yet quantised: one of pixels, waves, encoded and values.
 
     pixels (n, H, W) or (n, H, W, 3) uint8 in 0..255; waves: n arrays (steps,) float in -1..1 at the event's rate; encoded: n pictures or sounds as
-    files' bytes. names: the examples' own, as they come in the Shards' column `source`; labels: text, or None for none; sides: of an official split.
+    files' bytes; values (n, columns) float32 of a table. names: the examples' own, as they come in the Shards' column `source`; labels: text, or
+    None for none; sides: of an official split; bad: by number, why some of them are none.
     """
 
     pixels: NDArray[np.uint8] | None = None
     waves: Sequence[NDArray[np.floating]] | None = None
     encoded: Sequence[bytes] | None = None
+    values: NDArray[np.float32] | None = None
     names: Sequence[str]
     labels: Sequence[str | None] | None = None
     sides: Sequence[str] | None = None
+    bad: Mapping[int, str] = field(default_factory=dict)
 
 
 class Source(ABC):
