@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genmodels.core import Batch, Decodes, Event, Metrics, Objective, Optimizer, Trained
 from genmodels.models.gan_losses import Loss, critic_loss, generator_loss, squared_gradients, unit_norm_penalty
@@ -78,8 +78,8 @@ class GAN(Trained, Decodes):
         projects = config.conditioning == "projection"
         makes = {"latent": config.latent, "embedding": config.embedding, "hidden": config.hidden, "blocks": config.blocks}
         judges = {"embedding": config.embedding, "hidden": config.hidden, "spectral": config.spectral, "projects": projects}
-        self.generator: nn.Module
-        self.critic: nn.Module
+        self.generator: PictureGenerator | TableGenerator
+        self.critic: PictureCritic | TableCritic
         if event.modality == "image":
             self.generator, self.critic = PictureGenerator(event, **makes), PictureCritic(event, **judges)
         else:
