@@ -1,22 +1,19 @@
 """The endpoint as one ASGI application: what it can be asked, in which media types, and every error as problem+json."""
 
-import asyncio
 import hashlib
 import hmac
 import math
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
-from serve import documentation, examples, media_types, requests, stream
+from serve import code_routes, documentation, exchange, media_types, requests, stream
 from serve.directory import Directory
-from serve.media_types import JSON, RECEIPT_HEADER
-from serve.messages import Classified, Draw, Drawn, Weigh, Weighed
+from serve.exchange import Limits, Models
+from serve.messages import Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import (
     Classification,
@@ -25,7 +22,6 @@ from serve.schema import (
     CompletionRequest,
     Description,
     Descriptions,
-    ExamplesRequest,
     SampleRequest,
     SampleScore,
     ScoreAnswer,
@@ -33,8 +29,6 @@ from serve.schema import (
     Settings,
 )
 from serve.stream import in_time
-
-Kind = TypeVar("Kind", bound=ExamplesRequest)
 
 
 def build(directory: Directory, settings: Settings, *, token: str | None = None) -> FastAPI:
@@ -57,19 +51,8 @@ def build(directory: Directory, settings: Settings, *, token: str | None = None)
     app.post("/v1/models/{m}/completions", tags=["samples"], dependencies=guarded, **completes)(completions)
     app.post("/v1/models/{m}/scores", tags=["scores"], dependencies=guarded, **documentation.SCORES)(scores)
     app.post("/v1/models/{m}/classifications", tags=["scores"], dependencies=guarded, **documentation.CLASSIFICATIONS)(classifications)
+    code_routes.add(app, guarded)
     return app
-
-
-async def _directory(request: Request) -> Directory:
-    return request.app.state.directory
-
-
-async def _settings(request: Request) -> Settings:
-    return request.app.state.settings
-
-
-Models = Annotated[Directory, Depends(_directory)]
-Limits = Annotated[Settings, Depends(_settings)]
 
 
 async def welcome(request: Request, directory: Models) -> Response:
@@ -105,11 +88,11 @@ async def samples(m: str, request: Request, directory: Models, limits: Limits) -
     With stream: JSON lines, or for Accept: audio/wav one sound while it is drawn.
     """
     handle, known, version = await directory.find(m)
-    wanted = requests.parse(SampleRequest, await _body(request, limits.max_body))
+    wanted = requests.parse(SampleRequest, await exchange.body(request, limits.max_body))
     asked = requests.draw(wanted, known, version=version)
     if wanted.stream:
         return await stream.answer(handle, asked, known, request.headers.get("accept"), limits)
-    return await _answer(request, known, asked, lambda: in_time(handle.sample(asked), limits))
+    return await exchange.answer(request, known, asked, lambda: in_time(handle.sample(asked), limits))
 
 
 async def completions(m: str, request: Request, directory: Models, limits: Limits) -> Response:
@@ -119,65 +102,32 @@ async def completions(m: str, request: Request, directory: Models, limits: Limit
     also says by which method, whether that is exact, and the effective sample size where draws were weighted.
     """
     handle, known, version = await directory.find(m)
-    wanted, x, lengths = await _sent(CompletionRequest, request, known, limits, resample=False)
+    wanted, x, lengths = await exchange.sent(CompletionRequest, request, known, limits, resample=False)
     asked = requests.fill(wanted, x, lengths, known, version=version)
-    return await _answer(request, known, asked, lambda: in_time(handle.complete(asked), limits))
+    return await exchange.answer(request, known, asked, lambda: in_time(handle.complete(asked), limits))
 
 
 async def scores(m: str, request: Request, directory: Models, limits: Limits) -> ScoreAnswer:
-    """Scores examples: log p in nats and bits/dim, exact or a bound, and says which.
+    """Scores examples: log p in nats and bits/dim, exact, a bound or an estimate, and says which.
 
     Takes a picture or sound file (decoded as for training), a .npy array of levels, or JSON. label, seed, k and map are keys of the JSON, or
     query parameters beside a file or an array.
     """
     handle, known, version = await directory.find(m)
-    asked = requests.weigh(*await _sent(ScoreRequest, request, known, limits), known, version=version)
+    asked = requests.weigh(*await exchange.sent(ScoreRequest, request, known, limits), known, version=version)
     weighed = await in_time(handle.score(asked), limits)
-    return ScoreAnswer(**_who(weighed), scores=_scores(weighed, asked))
+    return ScoreAnswer(**exchange.who(weighed), scores=_scores(weighed, asked), log_partition=weighed.partition)
 
 
 async def classifications(m: str, request: Request, directory: Models, limits: Limits) -> ClassificationAnswer:
-    """Labels examples by Bayes' rule, p(y|x) ~ p(x|y) p(y), exactly. Takes what scores take."""
+    """Labels examples: p(y|x) by Bayes' rule, exactly, or by a recognition network; protocol says which. Takes what scores take."""
     handle, known, version = await directory.find(m)
-    asked = requests.classify(*await _sent(ClassificationRequest, request, known, limits), known, version=version)
+    asked = requests.classify(*await exchange.sent(ClassificationRequest, request, known, limits), known, version=version)
     classified = await in_time(handle.classify(asked), limits)
     names, rows = classified.description.labels, classified.log_probs.tolist()
     best = [row.index(max(row)) for row in rows]
     found = [Classification(best=y, label=names[y] if names else None, log_probs=row) for y, row in zip(best, rows, strict=True)]
-    return ClassificationAnswer(**_who(classified), labels=names, classifications=found)
-
-
-async def _sent(
-    kind: type[Kind], request: Request, known: Description, limits: Settings, *, resample: bool = True
-) -> tuple[Kind, NDArray[Any], tuple[int, ...] | None]:
-    """The keys and the examples of a body, by its content type."""
-    body = await _body(request, limits.max_body)
-    content_type = request.headers.get("content-type", JSON).split(";")[0].strip().lower()
-
-    def read() -> tuple[Kind, NDArray[Any], tuple[int, ...] | None]:
-        if content_type in (JSON, "application/x-www-form-urlencoded"):  # the latter: what curl -d says of JSON
-            wanted = requests.parse(kind, body)
-            return wanted, *examples.named(wanted, known, resample=resample)
-        wanted = requests.beside(kind, request.query_params)
-        return wanted, *examples.sent(content_type, body, known, resample=resample)
-
-    return await asyncio.to_thread(read)
-
-
-async def _answer(request: Request, known: Description, asked: Draw, draw: Callable[[], Awaitable[Drawn]]) -> Response:
-    """What was drawn in the media type that the client likes best; a type that is not offered is refused before anything is drawn."""
-    why = " (a WAV holds one sound: n = 1)" if known.event["modality"] == "audio" and asked.n > 1 else ""
-    media_type = media_types.choose(request.headers.get("accept"), media_types.offered(known, asked.n), why=why)
-    drawn = await draw()
-    slip = media_types.receipt(drawn, asked)
-    content = await asyncio.to_thread(media_types.encode, media_type, drawn, slip)
-    return Response(content, media_type=media_type, headers={RECEIPT_HEADER: slip.model_dump_json(), "Vary": "Accept"})
-
-
-def _who(said: Weighed | Classified) -> dict[str, str]:
-    who = said.description
-    keys = {"model": who.model, "version": who.version, "artifact": who.artifact, "equality_class": who.equality_class}
-    return {**keys, "protocol": said.protocol}
+    return ClassificationAnswer(**exchange.who(classified), labels=names, classifications=found)
 
 
 def _scores(weighed: Weighed, asked: Weigh) -> list[SampleScore]:
@@ -187,21 +137,6 @@ def _scores(weighed: Weighed, asked: Weigh) -> list[SampleScore]:
         SampleScore(nats=nats, bits_per_dim=-nats / (size * math.log(2)), dims=size, map=each)
         for nats, size, each in zip(weighed.nats.tolist(), sizes, maps, strict=True)
     ]
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises Problem 413 as soon as it is known to be too large."""
-    size, parts = int(request.headers.get("content-length") or 0), []
-    if size <= limit:
-        size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                break
-            parts.append(part)
-    if size > limit:
-        raise Problem(413, "too-large", f"the body is larger than {limit} bytes; send less at a time, or raise serve.max_body")
-    return b"".join(parts)
 
 
 async def _authorised(request: Request) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,9 +15,10 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.code_schema import EncodingAnswer
+from serve.fields import DRAWN_SEEDS
 from serve.media_types import JSON, NPY, WAV, levels_hash
 from serve.schema import (
-    DRAWN_SEEDS,
     ClassificationAnswer,
     CompletionAnswer,
     CompletionRequest,
@@ -27,6 +28,8 @@ from serve.schema import (
     ScoreAnswer,
 )
 
+Labels = int | str | list[int] | None
+PathEnd = int | tuple[int, int] | NDArray[Any]
 AGAIN = frozenset({429, 500, 502, 503, 504})
 
 
@@ -58,6 +61,19 @@ class Completions(Samples):
     ess: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encodings:
+    """q(z|x) of n examples: Normal or Bernoulli, and its parameters (n, *latent shape) float32 by name, the mean (of bits: probs) first."""
+
+    distribution: str
+    parameters: Mapping[str, NDArray[np.float32]]
+    protocol: str
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        return next(iter(self.parameters.values()))
+
+
 class Client:
     """Talks to one endpoint. retries: how often a request is asked again after a 429, a 5xx or a lost connection; all requests bear that,
     since each that draws has a seed (chosen here when none is given). token: $GENMODELS_TOKEN where left out."""
@@ -80,10 +96,7 @@ class Client:
         Raises Refused for what the endpoint does not take, ValueError when the levels are not those of the receipt.
         """
         body = SampleRequest(seed=secrets.randbelow(DRAWN_SEEDS) if seed is None else seed, **asked).model_dump()
-        answer = self._ask("POST", f"/v1/models/{model}/samples", json=body, headers={"Accept": NPY})
-        levels = np.load(BytesIO(answer.content), allow_pickle=False)
-        receipt = Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
-        return Samples(levels=_vouched(levels, receipt), receipt=receipt)
+        return self._made(model, "samples", body)
 
     def complete(
         self, model: str, x: NDArray[Any], known: NDArray[np.bool_] | int, *, seed: int | None = None, **asked: Any
@@ -116,7 +129,7 @@ class Client:
         model: str,
         x: NDArray[Any],
         *,
-        label: int | str | list[int] | None = None,
+        label: Labels = None,
         seed: int = 0,
         k: int = 64,
         map: bool = False,  # noqa: A002 (the request's own key)
@@ -130,6 +143,29 @@ class Client:
         return ClassificationAnswer.model_validate(
             self._ask("POST", f"/v1/models/{model}/classifications", json={"x": np.asarray(x).tolist()}).json()
         )
+
+    def encode(self, model: str, x: NDArray[Any], *, label: Labels = None) -> Encodings:
+        """q(z|x) of x (n, *shape) levels, or q(z|x,y) under a label."""
+        body = {"x": np.asarray(x).tolist(), "label": label}
+        said = EncodingAnswer.model_validate(self._ask("POST", f"/v1/models/{model}/encodings", json=body).json())
+        names = [name for name, values in dict(said.encodings[0]).items() if values is not None]
+        parameters = {name: np.asarray([getattr(one, name) for one in said.encodings], np.float32) for name in names}
+        return Encodings(distribution=said.distribution, parameters=parameters, protocol=said.protocol)
+
+    def decode(self, model: str, z: NDArray[Any], *, label: Labels = None) -> Samples:
+        """The examples that codes z (n, *latent shape) stand for. Raises as `sample`."""
+        return self._made(model, "decodings", {"z": np.asarray(z).tolist(), "label": label})
+
+    def interpolate(self, model: str, a: PathEnd, b: PathEnd, *, steps: int = 9, label: Labels = None) -> Samples:
+        """`steps` examples from a to b, both included. An end is a seed, (seed, index), or in a model that encodes an example's levels (*shape).
+        Raises as `sample`."""
+        return self._made(model, "interpolations", {"a": _end(a), "b": _end(b), "steps": steps, "label": label})
+
+    def _made(self, model: str, verb: str, body: Mapping[str, Any]) -> Samples:
+        answer = self._ask("POST", f"/v1/models/{model}/{verb}", json=body, headers={"Accept": NPY})
+        levels = np.load(BytesIO(answer.content), allow_pickle=False)
+        receipt = Receipt.model_validate_json(answer.headers["X-Genmodels-Receipt"])
+        return Samples(levels=_vouched(levels, receipt), receipt=receipt)
 
     def close(self) -> None:
         self._http.close()
@@ -170,6 +206,14 @@ def values(scored: ScoreAnswer) -> NDArray[np.float32]:
     """The maps of scores that were asked for with map=True -> (n, *shape) float32 nats."""
     maps = [one.map for one in scored.scores if one.map is not None]
     return np.stack([np.frombuffer(base64.b64decode(one.nats), one.dtype).reshape(one.shape) for one in maps])
+
+
+def _end(end: PathEnd) -> dict[str, Any]:
+    if isinstance(end, int | np.integer):
+        return {"seed": int(end)}
+    if isinstance(end, tuple):
+        return {"seed": end[0], "index": end[1]}
+    return {"x": np.asarray(end).tolist()}
 
 
 def _vouched(levels: NDArray[Any], receipt: Receipt) -> NDArray[Any]:

@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 import genmodels
 from serve.app import build
 from serve.directory import Directory
-from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
+from serve.messages import Classified, Decode, Decoded, Draw, Drawn, Encode, Encoded, Examples, Fill, Filled, Interpolate, Weigh, Weighed
 from serve.problem import Problem
 from serve.schema import Description, Settings, Target
 
@@ -70,6 +70,15 @@ class Replicas:
 
     async def classify(self, asked: Examples) -> Classified:
         return await self._ask(lambda: self._handle.classify.remote(asked))
+
+    async def encode(self, asked: Encode) -> Encoded:
+        return await self._ask(lambda: self._handle.encode.remote(asked))
+
+    async def decode(self, asked: Decode) -> Decoded:
+        return await self._ask(lambda: self._handle.decode.remote(asked))
+
+    async def interpolate(self, asked: Interpolate) -> Decoded:
+        return await self._ask(lambda: self._handle.interpolate.remote(asked))
 
     async def listen(self, asked: Draw) -> AsyncGenerator[Drawn]:
         """When a replica dies another one goes on: it draws the same, and what was heard already is left out."""

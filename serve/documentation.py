@@ -22,12 +22,12 @@ from serve.schema import (
     ScoreRequest,
 )
 
-ABOUT = """Generative models that draw samples, fill in what is missing, score and classify examples.
+ABOUT = """Generative models that draw samples, fill in what is missing, score and classify examples, encode them and decode what lies between.
 
 Sample `i` of a seed is the same bytes alone or in company; its receipt (header `X-Genmodels-Receipt`, and inside the PNG or WAV) says what it can be
-made again from. A score says what it is: an exact likelihood, or a named bound. Errors are `application/problem+json` (RFC 9457)."""
+made again from. A score says what it is: an exact likelihood, a named bound or an estimate. Errors are `application/problem+json` (RFC 9457)."""
 
-_VERBS = ("samples", "completions", "scores", "classifications")
+_VERBS = ("samples", "completions", "scores", "classifications", "encodings", "decodings", "interpolations")
 PATHS = ("/", "/docs", "/healthz", "/readyz", "/v1/models", "/v1/models/{m}", *(f"/v1/models/{{m}}/{verb}" for verb in _VERBS))
 
 _MEANINGS = {
@@ -50,30 +50,32 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANINGS[status], "content": {"application/problem+json": {"schema": schema}}} for status in statuses}
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FILES = {"image/*": _BINARY, "audio/*": _BINARY, NPY: _BINARY}
-_ERRORS = (400, 401, 404, 406, 413, 415, 422, 429, 503, 504)
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILES = ("image/*", "audio/*", NPY)
+ERRORS = (400, 401, 404, 406, 413, 415, 422, 429, 503, 504)
 
 
-def _body(kind: type[BaseModel], examples: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+def body(kind: type[BaseModel], examples: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    """A JSON body, or one of other types."""
     content = {JSON: {"schema": kind.model_json_schema(), "examples": {name: {"value": value} for name, value in examples.items()}}}
     return {"requestBody": {"content": {**content, **others}, "required": False}}
 
 
-def _files(kind: type[BaseModel], examples: Mapping[str, Any], **beside: tuple[str, str]) -> dict[str, Any]:
-    """A body that may be a file, with query parameters (type, meaning) beside it."""
+def files(kind: type[BaseModel], examples: Mapping[str, Any], media: Sequence[str] = _FILES, **beside: tuple[str, str]) -> dict[str, Any]:
+    """A body that may be a file of these types, with query parameters (type, meaning) beside it."""
     query = [
         {"name": name, "in": "query", "required": False, "schema": {"type": form}, "description": f"{text} Beside a file or an array."}
         for name, (form, text) in beside.items()
     ]
     path = {"name": "m", "in": "path", "required": True, "schema": {"type": "string"}}
-    return {**_body(kind, examples, **_FILES), "parameters": [path, *query]}
+    return {**body(kind, examples, **dict.fromkeys(media, BINARY)), "parameters": [path, *query]}
 
 
-def _drawn(answer: type[BaseModel], receipt: str = "", **others: Any) -> dict[str, Any]:
+def drawn(answer: type[BaseModel], receipt: str = "", **others: Any) -> dict[str, Any]:
+    """What is answered with examples."""
     return {
         "description": "A picture for n = 1, a sheet of them for more; a WAV holds one sound.",
-        "content": {JSON: {"schema": answer.model_json_schema()}, PNG: _BINARY, WAV: _BINARY, NPY: _BINARY, **others},
+        "content": {JSON: {"schema": answer.model_json_schema()}, PNG: BINARY, WAV: BINARY, NPY: BINARY, **others},
         "headers": {RECEIPT_HEADER: {"description": f"JSON: what this can be made again from.{receipt}", "schema": {"type": "string"}}},
     }
 
@@ -82,33 +84,33 @@ _STREAMED = (
     " Of a sound that is streamed (stream, Accept: audio/wav) all but the hash of the levels, which are not drawn yet: the whole receipt is "
     "the INFO chunk at the end of the WAV. An answer that breaks off before its end has failed."
 )
-_LABEL = ("string", "Class number or name.")
+LABEL = ("string", "Class number or name.")
 SAMPLES: dict[str, Any] = {
-    "responses": {200: _drawn(SampleAnswer, _STREAMED, **{LINES: _BINARY}), **problems(*(status for status in _ERRORS if status != 415))},
-    "openapi_extra": _body(
+    "responses": {200: drawn(SampleAnswer, _STREAMED, **{LINES: BINARY}), **problems(*(status for status in ERRORS if status != 415))},
+    "openapi_extra": body(
         SampleRequest,
         {"one": {"seed": 1}, "four of a class": {"n": 4, "seed": 1, "label": 7}, "as it is drawn": {"seed": 1, "stream": True}},
     ),
 }
 COMPLETIONS: dict[str, Any] = {
-    "responses": {200: _drawn(CompletionAnswer), **problems(*_ERRORS)},
-    "openapi_extra": _files(
+    "responses": {200: drawn(CompletionAnswer), **problems(*ERRORS)},
+    "openapi_extra": files(
         CompletionRequest,
         {"below the first row": {"x": [[[0, 1], [0, 0]]], "known": {"first": 1}, "n": 4, "seed": 1}},
         first=("integer", "Rows, steps or columns that are known."),
         n=("integer", "How many futures."),
         seed=("integer", "Left out: the server chooses one."),
         index=("integer", "Index of the first."),
-        label=_LABEL,
+        label=LABEL,
         temperature=("number", "Other than 1 only where the capabilities name tempered."),
     ),
 }
 SCORES: dict[str, Any] = {
-    "responses": {200: {"model": ScoreAnswer, "description": "One score an example."}, **problems(*(s for s in _ERRORS if s != 406))},
-    "openapi_extra": _files(
+    "responses": {200: {"model": ScoreAnswer, "description": "One score an example."}, **problems(*(s for s in ERRORS if s != 406))},
+    "openapi_extra": files(
         ScoreRequest,
         {"levels": {"x": [[[0, 1], [1, 0]]], "label": 0}},
-        label=_LABEL,
+        label=LABEL,
         seed=("integer", "Of the draws behind a bound."),
         k=("integer", "Draws of an IWAE_k bound."),
         map=("boolean", "Also the nats of every value."),
@@ -117,9 +119,9 @@ SCORES: dict[str, Any] = {
 CLASSIFICATIONS: dict[str, Any] = {
     "responses": {
         200: {"model": ClassificationAnswer, "description": "log p(y|x) of every class, an example each."},
-        **problems(*(status for status in _ERRORS if status != 406)),
+        **problems(*(status for status in ERRORS if status != 406)),
     },
-    "openapi_extra": _files(ClassificationRequest, {"levels": {"x": [[[0, 1], [1, 0]]]}}),
+    "openapi_extra": files(ClassificationRequest, {"levels": {"x": [[[0, 1], [1, 0]]]}}),
 }
 
 

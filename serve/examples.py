@@ -14,6 +14,7 @@ from serve.media_types import JSON, NPY
 from serve.problem import Problem
 from serve.schema import Description, ExamplesRequest
 
+ARRAYS = (NPY, "application/octet-stream")
 Found = tuple[NDArray[Any], tuple[int, ...] | None]
 """Examples, and where they are sounds from a file how many steps of each are sound."""
 
@@ -40,13 +41,21 @@ def named(request: ExamplesRequest, model: Description, *, resample: bool = True
 
 def sent(content_type: str, body: bytes, model: Description, *, resample: bool = True) -> Found:
     """The examples that are a request's whole body: a file of the model's modality, or an array. Raises Problem 415 for another type."""
-    if content_type in (NPY, "application/octet-stream"):
+    if content_type in ARRAYS:
         return array(body), None
     modality = model.event["modality"]
     if content_type.split("/")[0] == modality:
         return media_types.decode(body, model, resample=resample)
     takes = ", ".join([*([f"{modality}/*"] if modality != "table" else []), NPY, JSON])
     raise Problem(415, "unsupported-media-type", f"Content-Type: {content_type}; {model.model} takes {takes}", {"Accept-Post": takes})
+
+
+def array_sent(content_type: str, body: bytes, model: Description) -> NDArray[Any]:
+    """The array that is a request's whole body. Raises Problem 415 for another type."""
+    if content_type in ARRAYS:
+        return array(body)
+    takes = f"{NPY}, {JSON}"
+    raise Problem(415, "unsupported-media-type", f"Content-Type: {content_type}; {model.model} takes {takes} here", {"Accept-Post": takes})
 
 
 def array(body: bytes) -> NDArray[Any]:
@@ -85,16 +94,31 @@ def levels(x: NDArray[Any], count: int, what: str = "examples") -> NDArray[Any]:
 
 def many(x: NDArray[Any], model: Description) -> NDArray[Any]:
     """Examples (n, *shape) or one (*shape) -> (n, *shape), checked."""
-    x = x[None] if x.shape == model.shape else x
-    _check_shape(x, model)
+    x = _rows(x, model.shape, "examples")
+    if not 1 <= len(x) <= model.max_samples:
+        raise Problem(422, "too-many-examples", f"{len(x)} examples; this server scores 1 to {model.max_samples} a request")
     return levels(x, model.event["levels"])
 
 
-def _check_shape(x: NDArray[Any], model: Description) -> None:
-    if x.shape[1:] != model.shape:
-        raise Problem(422, "wrong-shape", f"examples of shape {x.shape}; wanted (n, {', '.join(map(str, model.shape))})")
-    if not 1 <= len(x) <= model.max_samples:
-        raise Problem(422, "too-many-examples", f"{len(x)} examples; this server scores 1 to {model.max_samples} a request")
+def codes(z: NDArray[Any], model: Description) -> NDArray[Any]:
+    """Codes (n, *shape of the latent event) or one -> (n, *shape), checked."""
+    assert model.latent is not None
+    z = _rows(z, model.codes, "codes")
+    if not 1 <= len(z) <= model.max_samples:
+        raise Problem(422, "too-many-codes", f"{len(z)} codes; this server decodes 1 to {model.max_samples} a request")
+    count = model.latent["levels"]
+    if count and z.dtype.kind == "f":
+        if not (z == np.rint(z)).all():
+            raise Problem(422, "wrong-levels", f"codes of dtype {z.dtype}; wanted whole levels 0 to {count - 1}: round a mean")
+        z = z.astype(np.int64)
+    return levels(z, count, "codes")
+
+
+def _rows(x: NDArray[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
+    x = x[None] if x.shape == shape else x
+    if x.shape[1:] != shape:
+        raise Problem(422, "wrong-shape", f"{what} of shape {x.shape}; wanted (n, {', '.join(map(str, shape))})")
+    return x
 
 
 def _lengths(columns: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmodels.core import BLOCK, Autoregressive, Bounded, Classifies, Density, GenerativeModel
+from genmodels.core import BLOCK, Autoregressive, Bounded, Classifies, Density, Energy, GenerativeModel
 from genmodels.noise import Noise
 
 
@@ -119,17 +119,20 @@ class Weighing(Job):
 
 @dataclass(kw_only=True, eq=False)
 class Scoring(Weighing):
-    """log p, or its bound, in nats, float64; y (n,) or None; k draws of a bound by `seed`."""
+    """log p, or its bound, in nats, float64; y (n,) or None; k draws of a bound by `seed`; log Z of an energy."""
 
     y: Tensor | None
     seed: int
     k: int
+    log_partition: float = 0.0
 
     def weigh(self, rows: Tensor) -> Tensor:
         x, lengths, c = self.picked(rows)
         y = None if self.y is None else self.y[rows]
         if isinstance(self.model, Density):
             return self.model.log_prob(x, y, c, length=lengths).double()
+        if isinstance(self.model, Energy) and not isinstance(self.model, Bounded):
+            return -self.model.energy(self.model.examples(x)).double() - self.log_partition
         assert isinstance(self.model, Bounded)
         noise = Noise(self.seed, position=rows).to(self.model.device)
         return self.model.iwae(self.model.examples(x), y, self.k, noise).double()

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genmodels import media
-from serve.messages import Draw, Drawn, Fill, Filled
+from serve.messages import Asked, Decoded, Draw, Drawn, End, Fill, Filled, Interpolate
 from serve.problem import Problem
-from serve.schema import Completed, CompletionAnswer, Description, Receipt, SampleAnswer, ValueMap
+from serve.receipt import Codes, Completed, PathEnd, Receipt
+from serve.schema import CompletionAnswer, Description, SampleAnswer, ValueMap
 
 PNG, WAV, NPY, JSON, LINES = "image/png", "audio/wav", "application/x-npy", "application/json", "application/x-ndjson"
 RECEIPT_HEADER = "X-Genmodels-Receipt"
@@ -61,29 +62,44 @@ def _match(offer: str, pattern: str, q: float) -> tuple[int, float]:
     return exactness, q if exactness else 0.0
 
 
-def receipt(drawn: Drawn, asked: Draw) -> Receipt:
+def receipt(drawn: Drawn, asked: Asked) -> Receipt:
     """What the samples can be made again from."""
-    who, labels = drawn.description, None if asked.y is None else list(asked.y)
+    who, labels, draw = drawn.description, None if asked.y is None else list(asked.y), asked if isinstance(asked, Draw) else None
     return Receipt(
         model=who.model,
         version=who.version,
         artifact=who.artifact,
-        seed=asked.seed,
-        index=asked.first,
+        seed=draw.seed if draw else None,
+        index=draw.first if draw else 0,
         n=len(drawn.levels),
         label=labels[0] if labels and len(set(labels)) == 1 else labels,
-        temperature=asked.temperature,
-        condition=None if asked.c is None else levels_hash(asked.c),
+        temperature=draw.temperature if draw else 1.0,
+        condition=None if draw is None or draw.c is None else levels_hash(draw.c),
         completion=_completed(drawn, asked),
+        decoded=_decoded(drawn, asked),
+        approximate=who.chain if draw and not isinstance(draw, Fill) else None,
         equality_class=who.equality_class,
         levels=levels_hash(drawn.levels),
     )
 
 
-def _completed(drawn: Drawn, asked: Draw) -> Completed | None:
+def _completed(drawn: Drawn, asked: Asked) -> Completed | None:
     if not isinstance(drawn, Filled) or not isinstance(asked, Fill):
         return None
     return Completed(method=drawn.method, exact=drawn.exact, given=levels_hash(asked.x), known=levels_hash(asked.known))
+
+
+def _decoded(drawn: Drawn, asked: Asked) -> Codes | None:
+    if not isinstance(drawn, Decoded):
+        return None
+    ends = [_end(end) for end in asked.ends] if isinstance(asked, Interpolate) else None
+    return Codes(codes=levels_hash(drawn.z), ends=ends)
+
+
+def _end(end: End) -> PathEnd:
+    if end.x is None:
+        return PathEnd(seed=end.seed, index=end.index, example=None)
+    return PathEnd(seed=None, index=None, example=levels_hash(end.x))
 
 
 def levels_hash(levels: NDArray[Any]) -> str:
@@ -100,20 +116,25 @@ def value_map(nats: NDArray[np.float32]) -> ValueMap:
 def encode(media_type: str, drawn: Drawn, slip: Receipt) -> bytes:
     """The samples in a media type, with the receipt inside where the type has a place for it."""
     if media_type == NPY:
-        buffer = BytesIO()
-        np.save(buffer, drawn.levels)
-        return buffer.getvalue()
+        return array(drawn.levels)
     if media_type == JSON:
         return _answer(drawn, slip).model_dump_json().encode()
     text = slip.model_dump_json()
     return _file(drawn.levels[0], drawn.description, text) if len(drawn.levels) == 1 else _sheet(drawn, text)
 
 
+def array(values: NDArray[Any]) -> bytes:
+    """A .npy file."""
+    buffer = BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
 def _sheet(drawn: Drawn, slip: str) -> bytes:
-    """Several pictures as one PNG, about square, small ones enlarged."""
+    """Several pictures as one PNG, about square or where they are a path in one row, small ones enlarged."""
     n, *_, width = drawn.levels.shape
     scale = 4 if width < 64 else 1
-    columns = math.ceil(math.sqrt(n))
+    columns = n if isinstance(drawn, Decoded) and drawn.row else math.ceil(math.sqrt(n))
     return media.sheet(drawn.levels, drawn.description.event["levels"], columns=columns, scale=scale, text={RECEIPT_KEY: slip})
 
 

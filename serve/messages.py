@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.schema import Description
+from serve.schema import Description, LogPartition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,52 @@ class Drawn:
     levels: NDArray[Any]
     labels: tuple[int, ...] | None
     description: Description
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """Codes z (n, *latent.shape) to make examples of. y: a class number each, or None."""
+
+    z: NDArray[Any]
+    y: tuple[int, ...] | None = None
+    version: str | None = None
+    """Answer only as this version."""
+
+    @property
+    def n(self) -> int:
+        return len(self.z)
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """Where a path begins or ends: at the code of sample `index` of a seed, or at the mean code of x (*shape) levels."""
+
+    seed: int | None = None
+    index: int = 0
+    x: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolate:
+    """n steps between two codes, both of them included. y: a class number each, or None; the ends are encoded under the first and the last."""
+
+    ends: tuple[End, End]
+    n: int
+    y: tuple[int, ...] | None = None
+    version: str | None = None
+    """Answer only as this version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded(Drawn):
+    """z (n, *latent.shape): the codes that the levels were made of. row: they belong in one row."""
+
+    z: NDArray[Any]
+    row: bool = False
+
+
+Asked = Draw | Decode | Interpolate
+"""What examples are drawn or made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +107,23 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encode(Examples):
+    """Examples to encode: y a class number each, or None."""
+
+    y: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """q(z|x) of each of n examples: the kind of distribution, and each of its parameters (n, *latent.shape) by name."""
+
+    distribution: str
+    parameters: dict[str, NDArray[np.float32]]
+    protocol: str
+    description: Description
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weigh(Examples):
     """Examples to score: y a class number each, or None; map: also the nats of every value."""
 
@@ -78,6 +141,8 @@ class Weighed:
     protocol: str
     description: Description
     map: NDArray[np.float32] | None = None
+    partition: LogPartition | None = None
+    """log Z that the nats were found with, of a model whose density is unnormalised."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from pydantic import Field
 
-from serve.schema import Json
+from serve.fields import Json
 
 
 class Problem(Exception):

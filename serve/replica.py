@@ -1,38 +1,44 @@
 """One model in memory: it draws samples and scores examples for several requests at once, and moves to another version while it answers."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from genmodels import artifact
-from genmodels.core import Density, GenerativeModel, capabilities
-from genmodels.sampling.native import Compiled, Native
-from serve import catalogue, media_types, requests
+from genmodels.core import Bounded, Classifies, Decodes, Density, Energy, GenerativeModel, Partition
+from genmodels.noise import Noise
+from serve import code_requests, media_types, requests
 from serve.batching import Batcher
+from serve.code_jobs import Decoding, Encoding, drawn_code
 from serve.draws import Listening, Sampling, completing, repeated, sampling
 from serve.jobs import Classifying, Job, Scoring, ScoringValues
-from serve.messages import Classified, Draw, Drawn, Examples, Fill, Filled, Weigh, Weighed
+from serve.loading import Loaded, load
+from serve.messages import (
+    Classified,
+    Decode,
+    Decoded,
+    Draw,
+    Drawn,
+    Encode,
+    Encoded,
+    End,
+    Examples,
+    Fill,
+    Filled,
+    Interpolate,
+    Weigh,
+    Weighed,
+)
 from serve.problem import Problem
-from serve.schema import Description, Settings, Target
+from serve.schema import Description, LogPartition, Settings, Target
 
 Answer = TypeVar("Answer")
 STUCK = 3.0
 """Times the request timeout that one block may compute before the replica calls itself sick."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A model and what it says of itself; a request keeps the one it began with."""
-
-    model: GenerativeModel
-    description: Description
 
 
 class Replica:
@@ -49,7 +55,7 @@ class Replica:
         Raises ValueError when the artifact is not there or is not the one meant; the model served so far stays.
         """
         wanted = Target.of(target)
-        self._loaded = await self._blocks.call(lambda: _load(wanted, self._settings))
+        self._loaded = await self._blocks.call(lambda: load(wanted, self._settings))
 
     async def describe(self) -> Description:
         return self._ready().description
@@ -81,10 +87,11 @@ class Replica:
         """Raises Problem for what the model does not take."""
         loaded = self._of_version(asked.version)
         requests.check_weigh(asked, loaded.description)
-        rows = await self._rows(_scoring(loaded.model, asked))
+        partition = await self._partition(loaded)
+        rows = await self._rows(_scoring(loaded.model, asked, partition))
         nats = rows.reshape(len(rows), -1).sum(1, dtype=np.float64) if asked.map else rows
-        who, protocol = loaded.description, _protocol(loaded.model, asked)
-        return Weighed(nats=nats, map=rows if asked.map else None, protocol=protocol, description=who)
+        who, protocol = loaded.description, _protocol(loaded.model, asked, partition)
+        return Weighed(nats=nats, map=rows if asked.map else None, protocol=protocol, partition=partition, description=who)
 
     async def complete(self, asked: Fill) -> Filled:
         """Raises Problem for what the model does not take."""
@@ -106,7 +113,33 @@ class Replica:
         loaded = self._of_version(asked.version)
         requests.check_classify(asked, loaded.description)
         rows = await self._rows(Classifying(model=loaded.model, n=len(asked.x), **_examples(asked)))
-        return Classified(log_probs=rows, protocol="exact p(y|x) by Bayes' rule", description=loaded.description)
+        assert isinstance(loaded.model, Classifies)
+        return Classified(log_probs=rows, protocol=f"p(y|x) by {loaded.model.classifies_by}", description=loaded.description)
+
+    async def encode(self, asked: Encode) -> Encoded:
+        """Raises Problem for what the model does not take."""
+        loaded = self._of_version(asked.version)
+        code_requests.check_encode(asked, loaded.description)
+        job = Encoding(model=loaded.model, n=len(asked.x), y=_labels(asked.y), **_examples(asked))
+        rows = await self._rows(job)
+        parameters = {name: rows[:, number] for number, name in enumerate(job.names)}
+        protocol = "q(z|x)" if asked.y is None else "q(z|x,y)"
+        return Encoded(distribution=job.distribution, parameters=parameters, protocol=protocol, description=loaded.description)
+
+    async def decode(self, asked: Decode) -> Decoded:
+        """Raises Problem for what the model does not take."""
+        loaded = self._of_version(asked.version)
+        code_requests.check_decode(asked, loaded.description)
+        return await self._decoded(loaded, torch.as_tensor(asked.z.copy()), asked.y)
+
+    async def interpolate(self, asked: Interpolate) -> Decoded:
+        """Raises Problem for what the model does not take."""
+        loaded = self._of_version(asked.version)
+        code_requests.check_interpolate(asked, loaded.description)
+        assert isinstance(loaded.model, Decodes)
+        labels = (None, None) if asked.y is None else (asked.y[0], asked.y[-1])
+        a, b = [await self._code(loaded.model, end, label) for end, label in zip(asked.ends, labels, strict=True)]
+        return await self._decoded(loaded, loaded.model.path(a[None], b[None], asked.n)[0], asked.y, row=True)
 
     async def derive(self, x: NDArray[Any]) -> NDArray[Any]:
         """x (n, *shape) levels -> (n, *condition.shape): what the model conditions on when it is given whole examples."""
@@ -126,6 +159,29 @@ class Replica:
     async def close(self) -> None:
         if self._batcher is not None:
             await self._batcher.close()
+
+    async def _code(self, model: Decodes, end: End, label: int | None) -> Tensor:
+        """(*latent.shape)"""
+        if end.x is None:
+            assert end.seed is not None
+            seed = end.seed
+            return await _taken(self._blocks.call(lambda: drawn_code(model, seed, end.index)))
+        y = None if label is None else torch.tensor([label])
+        rows = await self._rows(Encoding(model=model, n=1, x=torch.as_tensor(end.x[None].copy()), lengths=None, c=None, y=y))
+        return torch.from_numpy(rows[0, 0])
+
+    async def _decoded(self, loaded: Loaded, z: Tensor, y: tuple[int, ...] | None, *, row: bool = False) -> Decoded:
+        levels = await self._rows(Decoding(model=loaded.model, n=len(z), z=z, y=_labels(y)))
+        return Decoded(levels=levels, labels=y, z=z.numpy(), row=row, description=loaded.description)
+
+    async def _partition(self, loaded: Loaded) -> LogPartition | None:
+        """log Z of an unnormalised density, estimated when it is first asked for and kept with the weights it belongs to."""
+        model = loaded.model
+        if not isinstance(model, Energy) or isinstance(model, Density | Bounded):
+            return None
+        if loaded.partition is None:
+            loaded.partition = asyncio.ensure_future(self._blocks.call(lambda: log_partition(model)))
+        return await _taken(asyncio.shield(loaded.partition))  # whoever gives up waiting leaves it to the next
 
     async def _rows(self, job: Job) -> NDArray[Any]:
         return await _taken(self._blocks.rows(job))
@@ -152,40 +208,6 @@ class Replica:
         return loaded
 
 
-def _load(target: Target, settings: Settings) -> Loaded:
-    located = catalogue.Located(
-        name=target.name, version=target.version, artifact=target.artifact, digest=target.digest, aliases=target.aliases
-    )
-    folder = catalogue.fetch(located)
-    model = artifact.load(folder, device="cuda" if settings.gpus_per_replica else "cpu")
-    if isinstance(model, Compiled):
-        model.sampler = Native(precision=settings.precision, threads=settings.threads)
-    return Loaded(model=model, description=_describe(folder, model, target, settings))
-
-
-def _describe(folder: Path, model: GenerativeModel, target: Target, settings: Settings) -> Description:
-    said = artifact.read(folder)
-    return Description(
-        model=target.name,
-        version=target.version,
-        aliases=list(target.aliases),
-        artifact=target.digest,
-        family=said.family,
-        event=said.event.to_json(),
-        labels=list(said.labels),
-        capabilities=capabilities(model),  # of the code that answers, whatever wrote the folder
-        prepare=_plain(said.prepare),
-        scores=[_plain(score) for score in said.scores],
-        lineage=_plain(said.lineage),
-        equality_class=model.equality_class,
-        max_samples=settings.max_samples,
-    )
-
-
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(value), default=list))
-
-
 async def _taken(answer: Awaitable[Answer]) -> Answer:
     """The answer; where the model says that it does not take what was asked, Problem 422 with its words."""
     try:
@@ -194,11 +216,22 @@ async def _taken(answer: Awaitable[Answer]) -> Answer:
         raise Problem(422, "not-taken", " ".join(str(error).split())) from None
 
 
-def _scoring(model: GenerativeModel, asked: Weigh) -> Scoring | ScoringValues:
-    y, n = None if asked.y is None else torch.tensor(asked.y), len(asked.x)
+def log_partition(model: Energy) -> LogPartition:
+    with torch.no_grad():
+        found = model.log_partition(Noise(0, position=[0]).to(model.device))
+    return LogPartition(value=found.value, interval=found.interval, method=found.method, exact=found.exact)
+
+
+def _labels(y: tuple[int, ...] | None) -> Tensor | None:
+    return None if y is None else torch.tensor(y)
+
+
+def _scoring(model: GenerativeModel, asked: Weigh, partition: LogPartition | None) -> Scoring | ScoringValues:
+    y, n = _labels(asked.y), len(asked.x)
     if asked.map:
         return ScoringValues(model=model, n=n, y=y, **_examples(asked))
-    return Scoring(model=model, n=n, y=y, seed=asked.seed, k=asked.k, **_examples(asked))
+    log_z = partition.value if partition else 0.0
+    return Scoring(model=model, n=n, y=y, seed=asked.seed, k=asked.k, log_partition=log_z, **_examples(asked))
 
 
 def _examples(asked: Examples) -> dict[str, Any]:
@@ -210,6 +243,8 @@ def _examples(asked: Examples) -> dict[str, Any]:
     }
 
 
-def _protocol(model: GenerativeModel, asked: Weigh) -> str:
+def _protocol(model: GenerativeModel, asked: Weigh, partition: LogPartition | None) -> str:
     what = "p(x)" if asked.y is None else "p(x|y)"
-    return f"exact {what}" if isinstance(model, Density) else f"IWAE_{asked.k} lower bound of {what}"
+    if partition is None:
+        return f"exact {what}" if isinstance(model, Density) else f"IWAE_{asked.k} lower bound of {what}"
+    return Partition(**partition.model_dump()).protocol(what)

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from serve import examples, mask
+from serve.fields import DRAWN_SEEDS, Label
 from serve.messages import Draw, Examples, Fill, Weigh
 from serve.names import unknown
 from serve.problem import Problem
 from serve.schema import (
-    DRAWN_SEEDS,
     ClassificationRequest,
     CompletionRequest,
     Description,
     DrawRequest,
-    Label,
     SampleRequest,
     ScoreRequest,
 )
@@ -109,7 +108,7 @@ def _drawn(request: DrawRequest, model: Description) -> dict[str, Any]:
 
 def check_draw(asked: Draw, model: Description) -> None:
     """Raises Problem 422 for what the model does not take: asked here of the ingress's view, and of the replica's own."""
-    _check_classes(asked.y, model)
+    check_classes(asked.y, model)
     if asked.temperature != 1 and "tempered" not in model.capabilities:
         raise Problem(
             422,
@@ -149,12 +148,18 @@ def weigh(
 
 
 def check_weigh(asked: Weigh, model: Description) -> None:
-    _check_classes(asked.y, model)
-    if not {"density", "bounded"} & set(model.capabilities):
-        raise Problem(422, "no-likelihood", f"{model.model} ({model.family}) has no likelihood and no bound to score by; {_can(model)}")
+    check_classes(asked.y, model)
+    if not {"density", "bounded", "energy"} & set(model.capabilities):
+        raise Problem(422, "no-likelihood", f"{model.model} ({model.family}) has no likelihood and no bound to score by; {can(model)}")
+    if asked.y is not None and not {"density", "bounded"} & set(model.capabilities):
+        raise Problem(
+            422,
+            "no-conditional",
+            f"{model.model} ({model.family}) has an energy of examples, not of examples given a label: leave label out",
+        )
     if asked.map and "autoregressive" not in model.capabilities:
-        raise Problem(422, "no-map", f"{model.model} ({model.family}) has no likelihood value by value, so no map of it; {_can(model)}")
-    _check_examples(asked, model)
+        raise Problem(422, "no-map", f"{model.model} ({model.family}) has no likelihood value by value, so no map of it; {can(model)}")
+    check_examples(asked, model)
 
 
 def classify(
@@ -168,7 +173,7 @@ def classify(
 
 def check_classify(asked: Examples, model: Description) -> None:
     check_labels(model)
-    _check_examples(asked, model)
+    check_examples(asked, model)
 
 
 def check_labels(model: Description) -> None:
@@ -178,7 +183,8 @@ def check_labels(model: Description) -> None:
         raise Problem(422, "no-labels", f"{model.model} was trained without labels: there are no classes to choose from")
 
 
-def _check_examples(asked: Examples, model: Description) -> None:
+def check_examples(asked: Examples, model: Description) -> None:
+    """Raises Problem 422 for examples or a condition of another shape, or values that are no levels."""
     examples.many(asked.x, model)
     _check_condition(asked.c, model)
 
@@ -195,12 +201,18 @@ def _check_condition(c: NDArray[Any] | None, model: Description) -> None:
 
 def check_can(capability: str, model: Description) -> None:
     """Raises Problem 422 where the model's family has not got the capability."""
-    kind, what = {"completes": ("completion", "fill in what is missing"), "classifies": ("classification", "say p(y|x)")}[capability]
+    kind, what = {
+        "completes": ("completion", "fill in what is missing"),
+        "classifies": ("classification", "say p(y|x)"),
+        "encodes": ("encoding", "encode examples"),
+        "decodes": ("decoding", "decode codes"),
+    }[capability]
     if capability not in model.capabilities:
-        raise Problem(422, f"no-{kind}", f"{model.model} ({model.family}) cannot {what}; {_can(model)}")
+        raise Problem(422, f"no-{kind}", f"{model.model} ({model.family}) cannot {what}; {can(model)}")
 
 
-def _can(model: Description) -> str:
+def can(model: Description) -> str:
+    """What the model's family has got."""
     return f"it can: {', '.join(model.capabilities) or 'sampling alone'}"
 
 
@@ -214,7 +226,7 @@ def class_numbers(label: Label | Sequence[Label] | None, n: int, model: Descript
     if len(labels) != n:
         raise Problem(422, "wrong-labels", f"{len(labels)} labels for {n} rows; give one for all, or one for each")
     numbers = tuple(_class_number(one, model) for one in labels)
-    _check_classes(numbers, model)
+    check_classes(numbers, model)
     return numbers
 
 
@@ -226,7 +238,8 @@ def _class_number(label: Label, model: Description) -> int:
     raise Problem(422, "unknown-label", unknown("label", label, model.labels) + f" (or a number, 0 to {model.classes - 1})")
 
 
-def _check_classes(y: tuple[int, ...] | None, model: Description) -> None:
+def check_classes(y: tuple[int, ...] | None, model: Description) -> None:
+    """Raises Problem 422 for a number that is no class."""
     if y is not None and not all(0 <= label < model.classes for label in y):
         stray = next(label for label in y if not 0 <= label < model.classes)
         raise Problem(
@@ -246,12 +259,21 @@ def _say(error: ValidationError, kind: type[BaseModel]) -> str:
     first: Mapping[str, Any] = error.errors()[0]
     where = str(first["loc"][0]) if first["loc"] else "body"
     if first["type"] == "extra_forbidden":
-        return unknown("key", where, kind.model_fields)
+        return _stray(first["loc"], kind)
     if where == "label":
         return f"label: wanted a class number, a class name, or a list of them (got {_short(first['input'])})"
     if where == "known":
         return f'known: wanted lists of true and false of the event\'s shape, or {{"first": n}} (got {_short(first["input"])})'
     return f"{where}: {first['msg']} (got {_short(first['input'])})"
+
+
+def _stray(place: Sequence[Any], kind: type[BaseModel]) -> str:
+    """The key that is none of ours, of the request or of a part of it."""
+    outer, *inner = map(str, place)
+    part = kind.model_fields[outer].annotation if inner else kind
+    if not inner or not (isinstance(part, type) and issubclass(part, BaseModel)):
+        return unknown("key", outer, kind.model_fields)
+    return f"{outer}: {unknown('key', inner[0], part.model_fields)}"
 
 
 def _short(value: Any) -> str:

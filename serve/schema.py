@@ -1,17 +1,15 @@
-"""What goes over the wire: requests, answers and receipts."""
+"""What goes over the wire: requests, answers and receipts; of codes in serve.code_schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from serve.fields import SEEDS, Json, Label, Whole
 from serve.names import unknown
-
-SEEDS = 2**63
-DRAWN_SEEDS = 2**53
-"""A seed that the server chooses is below this, so that no JSON reader rounds it."""
+from serve.receipt import Receipt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +40,6 @@ class Settings:
             if key not in known:
                 raise ValueError(f"serve.{key}: {unknown('key', key, known)}")
         return cls(**values)
-
-
-class Json(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-Whole = Annotated[int, Field(strict=True)]
-Label = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
-"""A class by its number, or by its name."""
 
 
 class DrawRequest(Json):
@@ -125,34 +114,6 @@ class CompletionRequest(DrawRequest, ExamplesRequest):
     )
 
 
-class Completed(Json):
-    """How a completion was made."""
-
-    method: str
-    exact: bool = Field(description="Drawn from the model's own conditional distribution; false: approximately.")
-    given: str = Field(description="Hash of the levels that were given, 0 where nothing was.")
-    known: str = Field(description="Hash of the mask: a byte a value, 1 where it was given.")
-
-
-class Receipt(Json):
-    """From this a sample can be made again: the same artifact, seed, index, label and temperature give the same levels in an equality class."""
-
-    model: str
-    version: str
-    artifact: str = Field(description="Digest of the artifact folder.")
-    seed: int
-    index: int = Field(description="Index of the first sample.")
-    n: int
-    label: int | list[int] | None = Field(description="Class numbers as asked for; null: drawn by the model.")
-    temperature: float
-    condition: str | None = Field(None, description="Hash of the condition, where there was one.")
-    completion: Completed | None = Field(None, description="Of a completion: what was given, and how the rest was filled in.")
-    equality_class: str = Field(
-        description="What else decides the last bit: device, instruction set, threads, precision, library versions."
-    )
-    levels: str = Field(description="blake2b-128 of the levels' bytes, all samples in C order.")
-
-
 class SampleAnswer(Json):
     receipt: Receipt
     shape: list[int]
@@ -178,7 +139,7 @@ class ValueMap(Json):
 
 
 class SampleScore(Json):
-    nats: float = Field(description="log p of the example, or its lower bound.")
+    nats: float = Field(description="log p of the example, its lower bound, or an estimate of it: see protocol.")
     bits_per_dim: float = Field(description="-nats / (dims ln 2): lower is better.")
     dims: int
     map: ValueMap | None = Field(None, description="Where it was asked for.")
@@ -189,13 +150,24 @@ class Answer(Json):
     version: str
     artifact: str
     protocol: str = Field(
-        description="What the number is: exact p(x|y), exact p(x), exact p(y|x), or a named bound. A bound is never called a likelihood."
+        description="What the numbers are: exact p(x|y), exact p(x), p(y|x) and by what, q(z|x), a named bound, or an estimate and by what. "
+        "Neither of the last two is ever called exact."
     )
     equality_class: str
 
 
+class LogPartition(Json):
+    """log Z of an unnormalised density: added to all scores of an answer alike."""
+
+    value: float = Field(description="Nats.")
+    interval: tuple[float, float] = Field(description="Holds it with 95 %; what it is off by, every score is off by.")
+    method: str
+    exact: bool
+
+
 class ScoreAnswer(Answer):
     scores: list[SampleScore]
+    log_partition: LogPartition | None = Field(None, description="Of models with an energy: what turned it into log p.")
 
 
 class Classification(Json):
@@ -220,6 +192,9 @@ class Description(Json):
     event: dict[str, Any]
     labels: list[str] = Field(description="Name of each class, by number.")
     capabilities: list[str]
+    latent: dict[str, Any] | None = Field(None, description="The event of its codes, where it encodes or decodes.")
+    chain: str | None = Field(None, description="Which chain draws its samples, approximately; null: they are drawn exactly.")
+    classifies_by: str | None = Field(None, description="What p(y|x) is found by, where it classifies.")
     prepare: dict[str, Any] = Field(description="How a picture or sound becomes levels.")
     scores: list[dict[str, Any]]
     lineage: dict[str, Any]
@@ -229,6 +204,11 @@ class Description(Json):
     @property
     def classes(self) -> int:
         return int(self.event.get("classes", 0))
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The shape of a code."""
+        return tuple(self.latent["shape"]) if self.latent else ()
 
     @property
     def shape(self) -> tuple[int, ...]:

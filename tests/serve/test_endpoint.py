@@ -132,7 +132,10 @@ def test_health_readiness_and_the_page_at_the_door(endpoint: Local) -> None:
 
 def test_openapi_documents_every_path_its_keys_and_its_errors(endpoint: Local) -> None:
     said = endpoint.ask("GET", "/openapi.json").json()
-    verbs = {f"/v1/models/{{m}}/{verb}" for verb in ("samples", "completions", "scores", "classifications")}
+    verbs = {
+        f"/v1/models/{{m}}/{verb}"
+        for verb in ("samples", "completions", "scores", "classifications", "encodings", "decodings", "interpolations")
+    }
     assert set(said["paths"]) == {"/healthz", "/readyz", "/v1/models", "/v1/models/{m}"} | verbs
     samples = said["paths"]["/v1/models/{m}/samples"]["post"]
     assert set(samples["requestBody"]["content"]["application/json"]["schema"]["properties"]) >= {
