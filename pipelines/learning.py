@@ -32,7 +32,8 @@ from pipelines.errors import Refused
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
 from pipelines.sections import Train
-from pipelines.shards import WHOLE_BYTES, Stream, examples, manifest
+from pipelines.shards import WHOLE_BYTES, Stream, examples, manifest, row_bytes
+from pipelines.shown import shares
 
 VALIDATION_SEED, VALIDATION_BATCH = 0, 128
 AHEAD = 8
@@ -53,11 +54,18 @@ def fresh(recipe: Recipe, shards: Shards) -> Trained | Iterated:
     model = zoo.build(recipe.model.family, shards.event, seed=recipe.train.seed, **recipe.model.config)
     if not isinstance(model, Trained | Iterated):
         raise Refused(f"recipe {recipe.name}: model.family {recipe.model.family} learns neither by descent nor by passes over the data")
-    if shards.labels:
-        counts = manifest(shards)["splits"]["train"]["labels"]
-        count = torch.tensor([counts[name] for name in shards.labels], dtype=torch.float64)
+    if shards.labels or recipe.train.labels:
+        count = torch.as_tensor(_label_counts(recipe, shards), dtype=torch.float64)
         model.class_frequencies.copy_(count / count.sum().clamp(min=1))
     return model
+
+
+def _label_counts(recipe: Recipe, shards: Shards) -> Any:
+    """How often the model is shown each label."""
+    if recipe.train.labels:
+        return shares(recipe.train.labels, shards.event.classes)
+    counts = manifest(shards)["splits"]["train"]["labels"]
+    return [counts[name] for name in shards.labels]
 
 
 class Loader:
@@ -187,7 +195,7 @@ class Learning:
     def _loader(self) -> Loader:
         """The batches of descent: an endless stream, shuffled, of which each worker reads its slices."""
         train = self.recipe.train
-        stream = Stream(self.shards, "train", seed=train.seed)
+        stream = Stream(self.shards, "train", seed=train.seed, labels=train.labels)
 
         def read(step: int) -> Batch:
             batch = stream.batch(step, train.batch_size, rank=self.rank, workers=self.workers)
@@ -196,8 +204,8 @@ class Learning:
         return Loader(read, self.steps)
 
     def _passes(self) -> Passes:
-        size = self.shards.rows["train"] * self.shards.event.dims * (1 if self.shards.event.levels else 4)
-        return Passes(lambda: examples(self.shards, "train", self.recipe.train.batch_size), keep=size <= WHOLE_BYTES)
+        train, size = self.recipe.train, self.shards.rows["train"] * row_bytes(self.shards.event)
+        return Passes(lambda: examples(self.shards, "train", train.batch_size, labels=train.labels), keep=size <= WHOLE_BYTES)
 
     def _run(self, loader: Any) -> list[Record]:
         if isinstance(self.training, Training):

@@ -19,7 +19,20 @@ from pipelines.records import Shards
 from pipelines.stored import Rows, Stored, manifest, row_bytes
 from pipelines.windows import Windows
 
-__all__ = ["SPLITS", "WHOLE_BYTES", "WINDOW_BYTES", "Rows", "Stored", "Stream", "examples", "manifest", "open_shards", "parquet", "schema"]
+__all__ = [
+    "SPLITS",
+    "WHOLE_BYTES",
+    "WINDOW_BYTES",
+    "Rows",
+    "Stored",
+    "Stream",
+    "examples",
+    "manifest",
+    "open_shards",
+    "parquet",
+    "row_bytes",
+    "schema",
+]
 
 WHOLE_BYTES = 512 * 2**20
 """A split up to this size is one window. A constant: the order depends on it."""
@@ -48,9 +61,10 @@ def open_shards(uri: str) -> Shards:
 class Stream:
     """The endless ordered stream of a split. The whole state is one number, the step."""
 
-    def __init__(self, shards: Shards, split: str = "train", *, seed: int, window: int | None = None) -> None:
-        """window: how many row groups are permuted together; by default everything, or WINDOW_BYTES' worth of more than WHOLE_BYTES."""
-        self._stored = Stored(shards, split)
+    def __init__(self, shards: Shards, split: str = "train", *, seed: int, window: int | None = None, labels: int | None = None) -> None:
+        """window: how many row groups are permuted together; by default everything, or WINDOW_BYTES' worth of more than WHOLE_BYTES.
+        labels: how many are shown, or None for all."""
+        self._stored = Stored(shards, split, labels=labels)
         self.rows = self._stored.rows
         window = window or self._fitting(shards.event)
         if window < 1:
@@ -91,9 +105,10 @@ def _joined(pieces: Sequence[Batch], step: int) -> Batch:
     return Batch(x=x, y=column("y"), c=column("c"), length=column("length"), position=position, step=step)
 
 
-def examples(shards: Shards, split: str, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
-    """Every example of a split once, in disk order; the last batch may be short. position is the row's number. limit: only the first so many."""
-    stored = Stored(shards, split)
+def examples(shards: Shards, split: str, batch_size: int, *, limit: int | None = None, labels: int | None = None) -> Iterator[Batch]:
+    """Every example of a split once, in disk order; the last batch may be short. position is the row's number. limit: only the first so many;
+    labels: how many are shown, or None for all."""
+    stored = Stored(shards, split, labels=labels)
     end = stored.rows if limit is None else min(limit, stored.rows)
     held, first, group = stored.read([0]), 0, 1
     for step, start in enumerate(range(0, end, batch_size)):

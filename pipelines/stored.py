@@ -21,6 +21,7 @@ from pipelines import storage
 from pipelines.errors import Failed, Refused
 from pipelines.parquet import SPLITS, schema
 from pipelines.records import Shards
+from pipelines.shown import shown
 
 
 def manifest(shards: Shards) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def _tensor(column: pa.ChunkedArray) -> NDArray[Any]:
 class Stored:
     """One split on disk: its row groups in order, each (file, index in the file, rows)."""
 
-    def __init__(self, shards: Shards, split: str) -> None:
+    def __init__(self, shards: Shards, split: str, *, labels: int | None = None) -> None:
+        """labels: how many of them are shown, as pipelines.shown chooses; the other rows are as if they had none."""
         if split not in SPLITS:
             raise Refused(f"split {split!r}; wanted one of {', '.join(SPLITS)}")
         self.uri, self.event, self.split = shards.uri, shards.event, split
@@ -97,6 +99,7 @@ class Stored:
         self.rows = int(self.sizes.sum())
         if self.rows == 0:
             raise Failed(f"the {split} split of {shards.uri} is empty; add data, or raise data.split.{split} in the recipe")
+        self._shown = None if labels is None else shown(self._labels(), labels, [*shards.labels][: shards.event.classes])
 
     def read(self, groups: Sequence[int], *, threads: int = 1) -> Rows:
         """The rows of some row groups, in the order asked for. Besides them it holds one row group a thread."""
@@ -128,6 +131,17 @@ class Stored:
                 for group, end in inside:
                     table = file.read_row_group(self.groups[group][1], columns=self._columns, use_threads=False)
                     self._put(rows, slice(end - len(table), end), table)
+                    if self._shown is not None:
+                        first = int(self.sizes[:group].sum())
+                        rows.label[end - len(table) : end][~self._shown[first : first + len(table)]] = -1
+
+    def _labels(self) -> NDArray[np.int64]:
+        """(rows,) in disk order, -1 for none."""
+        parts = []
+        for name in dict.fromkeys(name for name, _, _ in self.groups):
+            with storage.open_read(storage.join(self.uri, name)) as source:
+                parts.append(pq.read_table(source, columns=["label"], use_threads=False).column("label").fill_null(-1).to_numpy())
+        return np.concatenate(parts).astype(np.int64)
 
     @property
     def _columns(self) -> list[str]:

@@ -47,7 +47,8 @@ def output(recipe: Recipe, shards: Shards) -> Output:
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """The keys of the recipe's train section that affect the result."""
-    return {key: value for key, value in recipe.train.model_dump(mode="json").items() if key not in _INDIFFERENT}
+    values = {key: value for key, value in recipe.train.model_dump(mode="json").items() if key not in _INDIFFERENT}
+    return values if recipe.train.labels else {key: value for key, value in values.items() if key != "labels"}
 
 
 def train(recipe: Recipe, shards: Shards) -> Checkpoint:
@@ -79,7 +80,7 @@ def code() -> str:
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
     files = [models / f"{name}.py" for name in ("checkpoint", "compilation", "descent", "iterate", "noise", "train")]
     files += [file for folder in ("core", "models", "nn") for file in models.glob(f"{folder}/*.py")]
-    files += [here / "learning.py", here / "shards.py", here / "worker.py"]
+    files += [here / f"{name}.py" for name in ("learning", "shards", "shown", "stored", "windows", "worker")]
     total = hashlib.blake2b(digest_size=6)
     for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())
