@@ -13,6 +13,7 @@ from genmodels import artifact
 from genmodels import evaluate as scoring
 from genmodels.core import BLOCK, Batch, GenerativeModel
 from genmodels.evaluate import Score
+from genmodels.evaluate.gaussian import baselines
 from pipelines import card, cluster, conditions, console, features, sheet
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.memory import Neighbours, nearest
@@ -99,9 +100,9 @@ def measure(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, *, device: s
 def _likelihoods(recipe: Recipe, model: GenerativeModel, shards: Shards, watch: Watch) -> list[Score]:
     """Bits/dim on test beside the baselines on the same examples; then on valid, for the gate."""
     settings, name = recipe.evaluate, recipe.model.family
-    baselines = scoring.histograms(shards.event, watch(examples(shards, "train", 1024), "baselines", shards.rows["train"]))
+    beaten = baselines(shards.event, watch(examples(shards, "train", 1024), "baselines", shards.rows["train"]))
     batches = watch(examples(shards, "test", settings.batch_size, limit=settings.max_examples), "test", _rows(recipe, shards))
-    scores = scoring.evaluate(model, batches, split="test", iwae=settings.iwae, seed=settings.seed, name=name, baselines=baselines)
+    scores = scoring.evaluate(model, batches, split="test", iwae=settings.iwae, seed=settings.seed, name=name, baselines=beaten)
     return [*(_limited(score, shards) for score in scores), *validate(recipe, model, shards, watch=watch)]
 
 

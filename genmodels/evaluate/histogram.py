@@ -45,9 +45,7 @@ class Histogram(Density):
 
 
 def histograms(event: Event, batches: Iterable[Batch]) -> list[Histogram]:
-    """The baselines of a training set: over all labels together, and by class where there are labels. None for real values."""
-    if event.levels == 0:
-        return []
+    """The baselines of a training set of levels: over all labels together, and by class where there are labels."""
     places = 1 if event.modality == "audio" else event.dims
     shape = (event.classes + 1, places, event.levels)  # the last row counts what has no label
     counts = torch.zeros(math.prod(shape), dtype=torch.int64)
