@@ -22,12 +22,16 @@ def collapse(model: Encodes, batches: Iterable[Batch], *, split: str, name: str 
     with evaluating(model):
         for batch in batches:
             known = labelled(batch) if model.event.classes else torch.ones(len(batch), dtype=torch.bool)
+            if not bool(known.any()):
+                continue
             y = batch.y[known] if model.event.classes and batch.y is not None else None
             q = model.encode(batch.x[known], y)
             if not isinstance(q, Normal):
                 return []
             means.append(q.loc.double().cpu())
             divergences.append((0.5 * (q.loc.square() + q.scale.square() - 1) - q.scale.log()).double().cpu())
+    if not means:
+        return []
     mean, divergence = torch.cat(means), torch.cat(divergences).mean(0)
     common = {"model": name or type(model).__name__, "split": split, "n": len(mean)}
     latents = mean.shape[1]
