@@ -64,6 +64,13 @@ class Partition:
     method: str
     exact: bool
 
+    def protocol(self, what: str) -> str:
+        """How a likelihood that needs it came about: exact p(x), or an estimate of it within so many nats."""
+        if self.exact:
+            return f"exact {what} (log Z {self.method})"
+        low, high = (self.value - end for end in reversed(self.interval))
+        return f"estimate of {what} (log Z by {self.method}; within {low:+.2f} to {high:+.2f} nats with 95 %)"
+
 
 class Energy(GenerativeModel):
     """Has an unnormalised density, p(x) = exp(-energy(x)) / Z, and estimates of log Z."""

@@ -1,25 +1,30 @@
 """One number per model; its name says what it means.
 
-A likelihood is in bits a dimension (nats / valid values / ln 2) and is exact or a bound. A model that has neither is compared by the Frechet
-distance of two Gaussians in a feature space that is named and hashed.
+A likelihood is in bits a dimension (nats / valid values / ln 2), of real values in nats, and is exact, a bound or an estimate. A model that has none
+of these is compared by the Frechet distance of two Gaussians in a feature space that is named and hashed.
 """
 
 from collections.abc import Iterable, Sequence
 
 import torch
 
-from genmodels.core import Batch, GenerativeModel
+from genmodels.core import Batch, Energy, GenerativeModel
+from genmodels.evaluate.accuracy import accuracy
 from genmodels.evaluate.collapse import collapse
 from genmodels.evaluate.features import Features, frechet, frechet_score
+from genmodels.evaluate.gaussian import Gaussian, baselines
 from genmodels.evaluate.histogram import Histogram, histograms
 from genmodels.evaluate.likelihood import Likelihoods, evaluating, has_likelihood, labelled, likelihoods
 from genmodels.evaluate.score import Score
 
 __all__ = [
     "Features",
+    "Gaussian",
     "Histogram",
     "Likelihoods",
     "Score",
+    "accuracy",
+    "baselines",
     "collapse",
     "evaluate",
     "evaluating",
@@ -43,15 +48,18 @@ def evaluate(
     iwae: int = 64,
     seed: int = 0,
     name: str | None = None,
-    baselines: Sequence[Histogram] = (),
+    baselines: Sequence[Histogram | Gaussian] = (),
 ) -> list[Score]:
-    """The model's likelihood (or bound), each baseline's, and the paired difference to the last baseline, all on the same examples.
+    """The model's likelihood (or bound, or estimate), each baseline's, and the paired difference to the last baseline, all on the same examples; of a
+    model with an energy log Z too.
 
-    Empty for a model that has neither likelihood nor bound. `name` stands for the model in the scores; its class's name where left out.
+    Empty for a model that has none of them. `name` stands for the model in the scores; its class's name where left out.
     """
     if not has_likelihood(model):
         return []
     name = name or type(model).__name__
+    if isinstance(model, Energy):  # its labels are summed out
+        baselines = [baseline for baseline in baselines if not baseline.event.classes]
     own, *others = likelihoods([model, *baselines], batches, iwae=iwae, seed=seed)
     scores = own.scores(name, split)
     for baseline, other in zip(baselines, others, strict=True):

@@ -1,4 +1,4 @@
-"""Likelihoods one example at a time: exact or a bound, never one called the other; every example counts once, padding never."""
+"""Likelihoods one example at a time: exact, a bound or an estimate, none called the other; every example counts once, padding never."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,20 +8,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genmodels.core import Batch, Bounded, Density, GenerativeModel
+from genmodels.core import Batch, Bounded, Density, Energy, GenerativeModel, Partition
 from genmodels.evaluate.score import Score
 from genmodels.noise import Noise
+
+_KINDS = {"lower bound": "bound", "estimate of": "estimate"}
+"""What a score is called whose protocol says so; any other is exact."""
 
 _ROWS = 1024  # rows times k that a bound is computed on at once: 64 draws of a large batch would not fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihoods:
-    """N examples one by one: nats (N,) float64, log p or a lower bound of it; sizes (N,) float64 valid values of each; how that came about."""
+    """N examples one by one: nats (N,) float64, log p, a lower bound or an estimate of it; sizes (N,) float64 valid values of each; how that came
+    about; whether the values are reals, whose densities have no bits; log Z of a model with an energy."""
 
     nats: Tensor
     sizes: Tensor
     protocol: str
+    reals: bool = False
+    partition: Partition | None = None
 
     def bits_per_dim(self) -> tuple[float, float | None]:
         """All nats over all valid values, in bits, and the standard error of that ratio (of the plain mean where all sizes are equal)."""
@@ -30,25 +36,29 @@ class Likelihoods:
         return ratio.item(), _stderr((bits - ratio * self.sizes) / self.sizes.mean())
 
     def scores(self, model: str, split: str) -> list[Score]:
-        exact = self.protocol.startswith("exact")
-        value, stderr = self.bits_per_dim()
+        kind = next((f" {word}" for sign, word in _KINDS.items() if sign in self.protocol), "")
         common = {"model": model, "protocol": self.protocol, "split": split, "n": len(self.nats)}
-        return [
-            Score(name="bits/dim" if exact else "bits/dim bound", value=value, unit="bits/dim", stderr=stderr, **common),
-            Score(name="nll" if exact else "nll bound", value=-self.nats.mean().item(), unit="nats", stderr=_stderr(self.nats), **common),
-        ]
+        scores = [Score(name=f"nll{kind}", value=-self.nats.mean().item(), unit="nats", stderr=_stderr(self.nats), **common)]
+        if not self.reals:
+            value, stderr = self.bits_per_dim()
+            scores.insert(0, Score(name=f"bits/dim{kind}", value=value, unit="bits/dim", stderr=stderr, **common))
+        if self.partition:
+            low, high = self.partition.interval
+            common |= {"protocol": self.partition.method}
+            scores.append(Score(name="log Z", value=self.partition.value, unit="nats", stderr=(high - low) / 2 / 1.96, **common))
+        return scores
 
     def minus(self, other: "Likelihoods", *, model: str, baseline: str, split: str) -> Score:
         """How many bits/dim this model needs more than a baseline on the same examples (negative: fewer), with the paired standard error."""
         if len(self.nats) != len(other.nats) or not torch.equal(self.sizes, other.sizes):
             raise ValueError(f"{len(self.nats)} and {len(other.nats)} examples, or other lengths; a paired difference needs the same ones")
         pair = Likelihoods(nats=self.nats - other.nats, sizes=self.sizes, protocol=f"{self.protocol} minus {baseline}'s {other.protocol}")
-        value, stderr = pair.bits_per_dim()
+        value, stderr = (-pair.nats.mean().item(), _stderr(pair.nats)) if self.reals else pair.bits_per_dim()
         return Score(
             model=model,
             name="paired difference",
             value=value,
-            unit="bits/dim",
+            unit="nats" if self.reals else "bits/dim",
             protocol=pair.protocol,
             split=split,
             n=len(self.nats),
@@ -75,46 +85,68 @@ def evaluating(model: GenerativeModel) -> Iterator[None]:
 
 def has_likelihood(model: GenerativeModel) -> bool:
     """Whether `likelihoods` has something to say of this model."""
-    return isinstance(model, Density | Bounded)
+    return isinstance(model, Density | Bounded | Energy)
 
 
 def likelihoods(models: Sequence[GenerativeModel], batches: Iterable[Batch], *, iwae: int = 64, seed: int = 0) -> list[Likelihoods]:
-    """Each example once under each model: exact where a model has a density, else the bound of `iwae` draws. Raises ValueError without examples."""
+    """Each example once under each model: exact where it has a density, by the bound of `iwae` draws or by an energy and an estimate of log Z where
+    it has those. Raises ValueError without examples."""
+    partitions = [partition(model, seed) if isinstance(model, Energy) else None for model in models]
     nats: list[list[Tensor]] = [[] for _ in models]
     size: list[Tensor] = []
     known: list[Tensor] = []
     for batch in batches:
         size.append(sizes(batch))
         known.append(labelled(batch))
-        for model, column in zip(models, nats, strict=True):
+        for model, log_z, column in zip(models, partitions, nats, strict=True):
             with evaluating(model):
-                column.append(_nats(model, batch.to(model.device), iwae, seed).to("cpu", torch.float64))
+                column.append(_nats(model, batch.to(model.device), iwae, seed, log_z).to("cpu", torch.float64))
     if not size:
         raise ValueError("no examples to score; the split is empty")
     return [
-        Likelihoods(nats=torch.cat(column), sizes=torch.cat(size), protocol=_protocol(model, torch.cat(known), torch.cat(size), iwae))
-        for model, column in zip(models, nats, strict=True)
+        Likelihoods(
+            nats=torch.cat(column),
+            sizes=torch.cat(size),
+            protocol=_protocol(model, torch.cat(known), torch.cat(size), iwae, log_z),
+            reals=model.event.levels == 0,
+            partition=log_z,
+        )
+        for model, log_z, column in zip(models, partitions, nats, strict=True)
     ]
 
 
-def _nats(model: GenerativeModel, batch: Batch, iwae: int, seed: int) -> Tensor:
-    """(B,) nats: log p(x|y) of the labelled rows of a class model, log p(x) of the others; a bound in place of it for Bounded models."""
+def partition(model: Energy, seed: int = 0) -> Partition:
+    """log Z of the model's present parameters, by draws that the seed names."""
+    with evaluating(model):
+        return model.log_partition(Noise(seed, position=[0]).to(model.device))
+
+
+def _nats(model: GenerativeModel, batch: Batch, iwae: int, seed: int, log_z: Partition | None) -> Tensor:
+    """(B,) nats: log p(x|y) of the labelled rows of a class model, log p(x) of the others; a bound in place of it for Bounded models, and log p(x)
+    of every row for an energy."""
+    if isinstance(model, Energy) and log_z is not None:
+        _whole(model, batch)
+        return -model.energy(batch.x).double() - log_z.value
     known = labelled(batch).to(batch.x.device) if model.event.classes else torch.zeros(len(batch), dtype=torch.bool)
     if bool(known.any()) and not bool(known.all()):
         out = torch.empty(len(batch), dtype=torch.float64, device=batch.x.device)
         for mask in (known, ~known):
-            out[mask] = _nats(model, _pick(batch, mask), iwae, seed).to(torch.float64)
+            out[mask] = _nats(model, _pick(batch, mask), iwae, seed, log_z).to(torch.float64)
         return out
     y = batch.y if bool(known.any()) else None
     if isinstance(model, Density):
         return model.log_prob(batch.x, y, batch.c, length=batch.length)
     if not isinstance(model, Bounded):
         raise ValueError(f"{type(model).__name__} has no likelihood and no bound of one; compare it by a Frechet distance")
-    if batch.length is not None and bool((batch.length < batch.x[0].numel()).any()):
-        raise ValueError(f"{type(model).__name__} bounds whole examples only, and some of these are padded; use a model with a density")
+    _whole(model, batch)
     stride = max(1, _ROWS // iwae)
     parts = [batch.rows(start, start + stride) for start in range(0, len(batch), stride)]
     return torch.cat([model.iwae(part.x, part.y if y is not None else None, iwae, Noise(seed, position=part.position)) for part in parts])
+
+
+def _whole(model: GenerativeModel, batch: Batch) -> None:
+    if batch.length is not None and bool((batch.length < batch.x[0].numel()).any()):
+        raise ValueError(f"{type(model).__name__} scores whole examples only, and some of these are padded; use a model with a density")
 
 
 def _pick(batch: Batch, mask: Tensor) -> Batch:
@@ -133,7 +165,9 @@ def labelled(batch: Batch) -> Tensor:
     return torch.zeros(len(batch), dtype=torch.bool) if batch.y is None else (batch.y >= 0).cpu()
 
 
-def _protocol(model: GenerativeModel, known: Tensor, size: Tensor, iwae: int) -> str:
+def _protocol(model: GenerativeModel, known: Tensor, size: Tensor, iwae: int, log_z: Partition | None) -> str:
+    if log_z is not None:
+        return log_z.protocol("p(x)")
     labels, given = int(known.sum()) if model.event.classes else 0, "c" if model.event.condition else ""
     what, unlabelled = _density("y" if labels else "", given), _density("", given)
     text = f"exact {what}" if isinstance(model, Density) else f"IWAE_{iwae} lower bound of {what}"

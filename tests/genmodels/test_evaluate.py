@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genmodels.core import Batch, Bounded, Event, GenerativeModel
+from genmodels.core import Batch, Bounded, Energy, Event, GenerativeModel
 from genmodels.evaluate import Features, Histogram, evaluate, evaluating, frechet, frechet_score, histograms, likelihoods, validation
 from genmodels.noise import Noise
 from genmodels.zoo import build
@@ -141,7 +141,7 @@ def test_a_bound_is_called_a_bound_and_k_is_named() -> None:
 
 
 def test_a_bound_of_padded_sounds_is_refused() -> None:
-    with pytest.raises(ValueError, match="Bound bounds whole examples only, and some of these are padded"):
+    with pytest.raises(ValueError, match="Bound scores whole examples only, and some of these are padded"):
         evaluate(Bound(SOUND), [batch(torch.zeros(1, 5), length=torch.tensor([4]))], split="test")
 
 
@@ -292,3 +292,25 @@ def test_a_model_without_likelihood_is_validated_by_a_named_distance() -> None:
     assert score.value == pytest.approx(frechet(features(x), features(model.sample(500, seed=5, y=y))), abs=1e-12)
     ours = frechet_score(features(x), features(x), model="same", space=features.title, split="valid")
     assert ours.value < 1e-9 < score.value
+
+
+@pytest.mark.parametrize("hidden", [4, 17])
+def test_an_energy_is_scored_by_its_log_partition_and_says_whether_that_was_counted_out(hidden: int) -> None:
+    """An estimate is never called exact, nor stands under the name of an exact score."""
+    event = Event(modality="image", shape=(1, 5, 4), levels=2)
+    model = build("rbm", event, hidden=hidden, chains=20, temperatures=50)
+    assert isinstance(model, Energy)
+    x = torch.randint(0, 2, (6, 1, 5, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    bits, nll, log_z = evaluate(model, [Batch(x=x, position=torch.arange(6))], split="test")
+    partition = model.log_partition(Noise(0, position=[0]))
+    assert partition.exact == (hidden == 4)
+    assert nll.value == pytest.approx((model.energy(x).double().mean() + partition.value).item(), abs=1e-4)
+    assert bits.value == pytest.approx(nll.value / 20 / math.log(2), abs=1e-6)
+    assert (log_z.name, log_z.value, log_z.protocol) == ("log Z", partition.value, partition.method)
+    if partition.exact:
+        assert (bits.name, nll.name, log_z.stderr) == ("bits/dim", "nll", 0) and bits.protocol.startswith("exact p(x) (log Z exact")
+    else:
+        assert (bits.name, nll.name) == ("bits/dim estimate", "nll estimate") and bits.protocol.startswith(
+            "estimate of p(x) (log Z by AIS, "
+        )
+        assert log_z.stderr is not None and log_z.stderr > 0
