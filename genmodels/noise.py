@@ -16,6 +16,8 @@ from torch import Tensor
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+TRIES = 16
+"""Proposals of a gamma variate: all of them are refused once in 10^20 times."""
 _SHARED = -1  # the position word of draws that belong to a whole step, not to a row
 
 
@@ -83,6 +85,22 @@ class Noise:
         """(B, *shape) float32 standard Gumbel; the uniform is moved to the middle of its cell, so that it is never 0 or 1."""
         u = self.uniform(tag, shape).to(torch.float64) + 2.0**-25
         return (-torch.log(-torch.log(u))).to(torch.float32)
+
+    def gamma(self, tag: str, shape: Tensor) -> Tensor:
+        """shape (B, *...) above 0 -> as many float64 from Gamma(shape, 1), above 0.
+
+        A simple method for generating gamma variables (Marsaglia, Tsang, 2000): of TRIES proposals the first that is accepted, each with 95 % or
+        more; below shape 1 one of shape + 1, times u^(1/shape).
+        """
+        d = torch.where(shape < 1, shape + 1, shape).double() - 1 / 3
+        tries = (*shape.shape[1:], TRIES)
+        z = self.normal(f"{tag} proposal", tries).double()
+        cube = (1 + z / (3 * d.sqrt()[..., None])).clamp(min=0) ** 3
+        log_u = torch.log(self.uniform(f"{tag} accept", tries).double() + 2.0**-25)
+        accepted = log_u < z.square() / 2 + d[..., None] * (1 - cube + cube.log())  # a cube of 0 has -inf here
+        found = d * cube.gather(-1, accepted.double().argmax(-1, keepdim=True))[..., 0]
+        below = torch.log(self.uniform(f"{tag} below 1", shape.shape[1:]).double() + 2.0**-25) / shape
+        return torch.where(shape < 1, found * below.exp(), found).clamp(min=1e-300)
 
     def shared(self, tag: str, shape: Sequence[int] = ()) -> Tensor:
         """(*shape) float32 uniforms that belong to the step: the same for every row and on every rank. Needs one seed for all rows."""

@@ -16,6 +16,7 @@ from genmodels.models.nade import NADE
 from genmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
 from genmodels.models.pixelcnnpp import PixelCNNPlusPlus
 from genmodels.models.pixelrnn import DiagonalBiLSTM, RowLSTM
+from genmodels.models.posterior import Posterior
 from genmodels.models.rbm import RBM
 from genmodels.models.vae import VAE
 from genmodels.models.wavenet import WaveNet
@@ -39,6 +40,7 @@ MODELS: dict[str, type[GenerativeModel]] = {
     "gsn": GSN,
     "mixture": Mixture,
     "bayesnet": BayesNet,
+    "posterior": Posterior,
 }
 
 

@@ -1,4 +1,4 @@
-"""The tree of generative models, and where in it a family stands: by its capabilities alone."""
+"""The tree of generative models, and where in it a family stands: by its capabilities, and a posterior by what it is of."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,6 +14,10 @@ _EXPLICIT, _TRACTABLE, _APPROXIMATE = (
     "approximate: the value is bounded",
 )
 GROUPS: Mapping[str, tuple[Path, Callable[[Kind], bool]]] = {
+    "inference": (
+        (_EXPLICIT, _APPROXIMATE, "inference: a posterior by variational inference or Markov chain Monte Carlo"),
+        lambda kind: kind is MODELS["posterior"],  # its density is that of its draws, exactly; these are approximate
+    ),
     "classical": (
         (_EXPLICIT, _TRACTABLE, "classical, fitted by passes over the data"),
         lambda kind: issubclass(kind, Density) and issubclass(kind, Iterated),
@@ -25,7 +29,7 @@ GROUPS: Mapping[str, tuple[Path, Callable[[Kind], bool]]] = {
 }
 """By its name a group's branches from the root, and who belongs there: the first group that fits. A group without a family is not shown."""
 
-ORDER = ("autoregressive", "classical", "variational", "energy", "implicit")
+ORDER = ("autoregressive", "classical", "variational", "energy", "inference", "implicit")
 """In which they are shown."""
 
 WORDS = {

@@ -38,6 +38,23 @@ ROWS = 512
 """Guesses that the bound of k draws looks at together."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """p(x | h) of B codes: independent pixels. raw (B, D, P)."""
+
+    raw: Tensor
+    event: Event
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """x (B, *shape) levels -> (B,) nats."""
+        return values.log_prob(self.raw, x.flatten(1), self.event.levels).sum(-1)
+
+    def draw(self, noise: Noise) -> Tensor:
+        """(B, *shape) levels, a row of the noise each."""
+        u = noise.uniform("levels", (self.event.dims, values.uniforms(self.event.levels)))
+        return values.sample(self.raw, u, self.event.levels).reshape(-1, *self.event.shape)
+
+
 class Helmholtz(Trained, Bounded, Encodes, Decodes):
     modalities = frozenset({"image"})
 
@@ -183,9 +200,11 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
     def _dream(self, noise: Noise, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, *shape) and bits (B, bits) from p(x, h | y)."""
         bits = self._fantasy(noise, y)
-        u = noise.uniform("levels", (self.event.dims, values.uniforms(self.event.levels)))
-        told = self._told(_signs(bits[:, : self.config.hidden[0]]), y)
-        return values.sample(told, u, self.event.levels).reshape(-1, *self.event.shape), bits
+        return self.told(bits, y).draw(noise), bits
+
+    def told(self, bits: Tensor, y: Tensor | None) -> "Told":
+        """bits (B, bits), of which the first layer's matter -> p(x | h, y)."""
+        return Told(self._told(_signs(bits[:, : self.config.hidden[0]]), y), self.event)
 
     def _fantasy(self, noise: Noise, y: Tensor | None) -> Tensor:
         """(B, bits) from p(h | y), drawn from the top down."""
