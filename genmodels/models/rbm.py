@@ -85,8 +85,8 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
         self.latent = Event(modality="table", shape=(config.hidden,), levels=2)
         self.weight = nn.Parameter(0.01 * torch.randn(config.hidden, visible))
         self.visible, self.hidden = nn.Parameter(torch.zeros(visible)), nn.Parameter(torch.zeros(config.hidden))
-        start = self.units.drawn(torch.zeros(config.particles * (config.training == "pcd"), visible), torch.rand(config.particles, visible))
-        self.register_buffer("particles", start.to(torch.uint8))
+        start = torch.rand(config.particles if config.training == "pcd" else 0, visible)
+        self.register_buffer("particles", self.units.drawn(torch.zeros_like(start), start).to(torch.uint8))
         self.register_buffer("moved", torch.full((2,), -1.0))
 
     @property
