@@ -1,5 +1,6 @@
 """The networks of a GAN's two players, for pictures and for tables. Neither mixes the rows of a batch, and no critic normalises its activations."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -26,6 +27,15 @@ class PictureGenerator(nn.Module):
         return torch.tanh(self.up(torch.cat([z, self.label(z.new_zeros(len(z), self.embedding), y)], dim=1), None))
 
 
+def _spread(layers: Iterable[nn.Module]) -> None:
+    """First weights that keep the variance from layer to layer (He et al., 2015)."""
+    for layer in layers:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        nn.init.kaiming_normal_(layer.weight, 0.2)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 class TableGenerator(nn.Module):
     """z (B, latent), y (B,) int64 or None -> (B, D): in [-1, 1] for levels, any number for real values. blocks: hidden layers but the first."""
 
@@ -36,6 +46,7 @@ class TableGenerator(nn.Module):
         wide = [latent + self.embedding] + [hidden] * (blocks + 1)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(wide))
         self.leave = nn.Linear(hidden, event.dims)
+        _spread([*self.layers, self.leave])
 
     def forward(self, z: Tensor, y: Tensor | None) -> Tensor:
         h = torch.cat([z, self.label(z.new_zeros(len(z), self.embedding), y)], dim=1)
@@ -79,10 +90,7 @@ class PictureCritic(nn.Module):
         self.mix = convolution(wide[-1], wide[-1], 3, padding=1)
         self.leave = linear(features, 1)
         self.project = Projection(event.classes, features, spectral=spectral) if projects else None
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                nn.init.kaiming_normal_(layer.weight, 0.2)
-                nn.init.zeros_(layer.bias)
+        _spread([self.enter, *self.halve, self.mix])
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         label = self.label(x.new_zeros(len(x), self.embedding, *x.shape[2:]), y)
@@ -106,6 +114,7 @@ class TableCritic(nn.Module):
         self.layers = nn.ModuleList(linear(a, b) for a, b in pairwise(wide))
         self.leave = linear(hidden, 1)
         self.project = Projection(event.classes, hidden, spectral=spectral) if projects else None
+        _spread(self.layers)
 
     def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         h = torch.cat([x, self.label(x.new_zeros(len(x), self.embedding), y)], dim=1)
