@@ -1,4 +1,5 @@
-"""What a model that draws under a condition is asked for: conditions made of a split's first examples, since shards store none."""
+"""What a model that draws under a condition is asked for: the conditions of a split's first examples, or conditions made of them where shards
+store none."""
 
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ def asked(
 ) -> tuple[Sequence[int] | None, Tensor | None]:
     """The labels and conditions (n, *condition.shape) of n samples; for a model without a condition the labels as they are, and None.
 
-    Sample i's condition is made of the next example with its label (any next one where none has it); without labels, of example i, whose label it
+    Sample i's condition is that of the next example with its label (any next one where none has it); without labels, of example i, whose label it
     gets. Where the split has fewer examples they come again. Raises ValueError for a model that cannot make its condition.
     """
     if model.event.condition is None:
@@ -32,6 +33,8 @@ def asked(
 
 
 def derived(model: GenerativeModel, batch: Batch) -> Tensor:
+    if batch.c is not None:
+        return batch.c
     return torch.cat([model.derive(model.examples(part)).cpu() for part in batch.x.split(256)])
 
 

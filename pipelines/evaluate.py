@@ -14,12 +14,12 @@ from genmodels import evaluate as scoring
 from genmodels.core import BLOCK, Batch, GenerativeModel
 from genmodels.evaluate import Score
 from genmodels.evaluate.gaussian import baselines
-from pipelines import card, cluster, conditions, console, features, sheet
+from pipelines import card, cluster, conditions, console, features, marginals, sheet
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.memory import Neighbours, nearest
 from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Output, Scores, Shards, to_json
-from pipelines.shards import examples
+from pipelines.shards import examples, manifest
 from pipelines.storage import exists, join, local, read_json, upload, write_bytes, write_json
 
 VERSION = 1
@@ -39,6 +39,8 @@ class Measured:
     labels: list[int] | None
     columns: int
     neighbours: Neighbours
+    data: np.ndarray
+    """(m, *shape) levels of the test split's first examples, as many as samples."""
 
 
 def output(recipe: Recipe, checkpoint: Checkpoint, shards: Shards) -> Output:
@@ -90,11 +92,23 @@ def measure(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, *, device: s
         samples = _draw(model, shards, len(labels) if labels else settings.samples, settings.seed, labels, bar)
         scores = _likelihoods(recipe, model, shards, watch) if scoring.has_likelihood(model) else _distances(recipe, model, shards, bar)
         train = watch(examples(shards, "train", 1024), "nearest neighbours", shards.rows["train"])
-        test = examples(shards, "test", len(samples), limit=len(samples))
-        neighbours = nearest(recipe.model.family, samples, next(test, None), train, shards.event, pairs=PAIRS)
-        return Measured(scores=scores + neighbours.scores, samples=samples, labels=labels, columns=columns, neighbours=neighbours)
+        test = next(examples(shards, "test", len(samples), limit=len(samples)))
+        found = _neighbours(recipe.model.family, samples, test, train, shards)
+        data, scores = test.x.numpy(), scores + found.scores
+        return Measured(scores=scores, samples=samples, labels=labels, columns=columns, neighbours=found, data=data)
     finally:
         torch.set_num_threads(threads)
+
+
+def _neighbours(family: str, samples: np.ndarray, test: Batch, train: Iterable[Batch], shards: Shards) -> Neighbours:
+    """A target given its features says nothing by lying near another's, so there such a table has none."""
+    if shards.event.modality != "table":
+        return nearest(family, samples, test, train, shards.event, pairs=PAIRS)
+    if shards.event.condition is not None:
+        return Neighbours(scores=[], samples=[], examples=samples[:0])
+    columns = manifest(shards)["splits"]["train"]["columns"]
+    spread = [columns[name]["std"] or 1.0 for name in shards.prepare["features"]]
+    return nearest(family, samples, test, train, shards.event, pairs=PAIRS, spread=spread)
 
 
 def _likelihoods(recipe: Recipe, model: GenerativeModel, shards: Shards, watch: Watch) -> list[Score]:
@@ -221,6 +235,8 @@ def _publish(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, out: Output
 def _pictures(measured: Measured, shards: Shards) -> dict[str, bytes]:
     """File name -> content: the samples, and the nearest training examples of those that lie nearest."""
     event, names = shards.event, shards.labels
+    if event.modality == "table":
+        return {"samples.png": marginals.figure(measured.samples, measured.data, shards.prepare)}
     if event.modality == "audio":
         titles = [names[label] for label in measured.labels] if names and measured.labels else []
         whole = sheet.joined(measured.samples, event)
