@@ -67,8 +67,8 @@ class GSN(Trained, Chained, Completes):
     @property
     def chain(self) -> str:
         levels = "all levels" if self.config.corruption == "uniform" else "the two ends"
-        spoil = f"draw each value anew with probability {self.config.noise:g} from {levels}"
-        return f"{self.config.steps} steps that {spoil} and restore all, from even levels"
+        spoiling = f"each value drawn anew from {levels} with probability {self.config.noise:g}"
+        return f"spoiling ({spoiling}) and restoring, {self.config.steps:,} steps from independent even levels"
 
     def restored(self, x: Tensor, y: Tensor | None) -> Tensor:
         """x (B, *shape) spoilt levels, y (B,) labels or None -> (B, D, P): what P(x' | x, y) says of each value (genmodels.nn.values)."""

@@ -235,4 +235,5 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for settings in wrong:
         with pytest.raises(ValueError, match=r"wanted a hidden layer or more, sizes and steps of at least 1 and noise above 0 up to 1$"):
             GSN.Config(**settings)
-    assert model_of(steps=7).chain.startswith("7 steps that draw each value anew with probability 0.3 from all levels and restore all")
+    said = "spoiling (each value drawn anew from all levels with probability 0.3) and restoring, 7 steps from independent even levels"
+    assert model_of(steps=7).chain == said
