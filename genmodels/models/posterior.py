@@ -183,6 +183,14 @@ class Posterior(Iterated, Density):
         which = (noise.uniform("theta").double() * len(draws)).long()
         return self.parametric.draw(draws[which], noise, y=y, c=c)
 
+    def assignments(self, x: Tensor) -> Tensor:
+        """x (B, D) -> (B, components): of a mixture the posterior probability that an example is of each component, averaged over the draws.
+        Raises ValueError for another target."""
+        if not isinstance(self.parametric, GaussianMixture):
+            raise ValueError(f"a posterior of target {self.config.target} assigns nothing; wanted target mixture")
+        x = self.parametric.units(self.examples(x))
+        return torch.stack([self.parametric.each(draw[None], x)[0].softmax(-1) for draw in self.draws]).mean(0)
+
     def findings(self) -> Mapping[str, Any]:
         """For the record: how its draws came about, and whether they can be relied on."""
         chains = self.config.method in CHAINS

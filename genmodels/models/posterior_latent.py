@@ -29,6 +29,7 @@ class Latent(Parametric):
     """(*shape) levels: the example whose code is asked for."""
     label: Tensor
     """() int64: its label; -1 where there is none."""
+    row: int
 
     def __init__(self, event: Event, parent: Mapping[str, Any] | str | None, row: int) -> None:
         super().__init__()

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from genmodels.noise import Noise, bijection, categorical, derive, initialising, philox
 
@@ -118,3 +120,17 @@ def test_initialising_leaves_the_caller_s_generator_alone() -> None:
     with initialising(4):
         assert torch.equal(torch.randn(3), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.999, 1.0, 2.5, 120.0])
+def test_gammas_are_gammas(shape: float) -> None:
+    drawn = Noise(3, position=range(20_000)).gamma("g", torch.full((20_000, 2), shape, dtype=torch.float64))
+    assert drawn.dtype == torch.float64 and bool((drawn > 0).all())
+    for column in drawn.T:
+        assert stats.kstest(column.numpy(), stats.gamma(shape).cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(drawn.numpy().T)[0, 1]) < 0.04
+
+
+def test_a_row_s_gammas_do_not_depend_on_its_neighbours() -> None:
+    noise, shape = Noise(3, position=range(9)), torch.linspace(0.2, 5, 9, dtype=torch.float64)[:, None]
+    assert torch.equal(noise.rows(4, 6).gamma("g", shape[4:6]), noise.gamma("g", shape)[4:6])
