@@ -1,4 +1,5 @@
-"""The commands that use one model: sample, complete, score, classify, compress, decompress. Each is a thin function over query or compress."""
+"""The commands that use one model: sample, complete, score, classify, encode, decode, interpolate, compress, decompress. Each is a thin function over
+query, codes or compress."""
 
 from pathlib import Path
 from typing import Annotated
@@ -87,11 +88,67 @@ def score(
 
 
 def classify(model: ModelName, files: Files, storage: Storage = "./runs", as_json: AsJson = False) -> None:
-    """The likeliest class of each file by Bayes' rule, p(y|x) ~ p(x|y) p(y)."""
+    """The likeliest class of each file, by Bayes' rule or a recognition network; says which."""
     from pipelines import query
 
     console.speak_json(as_json)
     query.classify(model, files, storage=storage)
+
+
+def encode(
+    model: ModelName,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE...]", help="pictures, sounds, .npy arrays of levels, or folders of them")
+    ] = None,
+    shards: Annotated[
+        str | None, typer.Option(metavar="URI", help="finished Shards in place of files, whose ids and labels are kept")
+    ] = None,
+    split: Annotated[str, typer.Option(help="of the Shards: train, valid or test")] = "test",
+    label: Annotated[str | None, typer.Option(help="encodes all under this class, in a model that needs one")] = None,
+    own_labels: Annotated[
+        bool, typer.Option("--own-labels", help="encodes each row of the Shards under its own label, which its features then tell")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="a .parquet")] = Path("features.parquet"),
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Features for other tasks: the mean code of each example into Parquet, with id, source and label."""
+    from pipelines import codes
+
+    console.speak_json(as_json)
+    codes.encode(model, files or [], shards=shards, split=split, label=label, own_labels=own_labels, out=out, storage=storage)
+
+
+def decode(
+    model: ModelName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="codes: a .npy array, or the features of a .parquet")],
+    label: Annotated[str | None, typer.Option(help="a class's name or number, in a model of classes")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png, .wav or .npy; in place of decodings.png or .wav")] = None,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """Examples of codes: the likeliest of each, or of a generator the only one."""
+    from pipelines import codes
+
+    console.speak_json(as_json)
+    codes.decode(model, file, label=label, out=out, storage=storage)
+
+
+def interpolate(
+    model: ModelName,
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[A B]", help="two files, in a model that encodes")] = None,
+    seeds: Annotated[tuple[int, int] | None, typer.Option(metavar="A B", help="two samples by their seeds, in place of files")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="how many, both ends included")] = 9,
+    label: Annotated[str | None, typer.Option(help="a class's name or number, in a model of classes")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="a .png or .npy; in place of interpolation.png")] = None,
+    storage: Storage = "./runs",
+    as_json: AsJson = False,
+) -> None:
+    """The examples between two, along a great circle of codes, in a row."""
+    from pipelines import codes
+
+    console.speak_json(as_json)
+    codes.interpolate(model, files or [], seeds=seeds, steps=steps, label=label, out=out, storage=storage)
 
 
 def compress(
@@ -124,4 +181,4 @@ def decompress(
     compression.decompress(model, file, out=out, storage=storage)
 
 
-ALL = (sample, complete, score, classify, compress, decompress)
+ALL = (sample, complete, score, classify, encode, decode, interpolate, compress, decompress)

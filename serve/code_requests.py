@@ -62,7 +62,7 @@ def check_interpolate(asked: Interpolate, model: Description) -> None:
     requests.check_classes(asked.y, model)
     for end in asked.ends:
         if end.x is not None:
-            _check_encodes(model)
+            check_encodes(model)
             examples.many(end.x, model)
 
 
@@ -78,7 +78,8 @@ def check_path(model: Description) -> None:
         )
 
 
-def _check_encodes(model: Description) -> None:
+def check_encodes(model: Description) -> None:
+    """Raises Problem 422 where an example cannot be an end of a path."""
     if "encodes" not in model.capabilities:
         raise Problem(
             422,
@@ -93,7 +94,7 @@ def _end(request: EndRequest, name: str, model: Description) -> End:
         raise Problem(422, "invalid-request", f"{name}: got {' and '.join(given) or 'none'} of seed, x, levels, media; wanted one of them")
     if request.seed is not None:
         return End(seed=request.seed, index=request.index)
-    _check_encodes(model)
+    check_encodes(model)
     x, lengths = examples.named(request, model)
     x = examples.many(x if lengths is None else x[:1], model)
     if len(x) != 1:
