@@ -23,8 +23,9 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from benchmarks import datasets
-from benchmarks.likelihood import BINARY, LEVELS, Setting, descend, iterate
-from genmodels.core import Classifies, Event, Iterated
+from benchmarks.likelihood import descend, iterate
+from benchmarks.settings import BINARY, LEVELS, Setting
+from genmodels.core import ByBayes, Classifies, Event, Iterated
 from genmodels.machine import equality_class
 from genmodels.zoo import MODELS, build
 
@@ -127,7 +128,7 @@ def main() -> None:
 
 
 def _fits(kind: type[Any]) -> bool:
-    return issubclass(kind, Classifies) and "image" in kind.modalities
+    return issubclass(kind, ByBayes) and "image" in kind.modalities
 
 
 if __name__ == "__main__":

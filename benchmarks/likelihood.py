@@ -1,6 +1,6 @@
-"""Every density of the zoo on the same pictures with the same budget: one table.
+"""Every family of the zoo that has a likelihood, a bound or an estimate of one, on the same pictures with the same budget: one table.
 
-    GENMODELS_DATA=... python -m benchmarks.likelihood [--set binarized_mnist] [--families made fvbn] [--seconds 120] [--out results/]
+    GENMODELS_DATA=... python -m benchmarks.likelihood [--set binarized_mnist] [--families made fvbn] [--seconds 120] [--iwae 500] [--out results/]
 
 Each family trains for exactly `--seconds` on `--threads` threads from its first weights (the learning rate's cosine ends when the time does; looking
 at data, building the model and scoring are not counted), then scores X[::5] of the test split (2,000 pictures at most; the published test file of
@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import datasets
+from benchmarks.settings import BINARY, LEVELS, SOUND, Setting
 from genmodels import artifact, media
-from genmodels.core import Autoregressive, Batch, Density, Event, GenerativeModel, Iterated
+from genmodels.core import Autoregressive, Batch, Bounded, Energy, Event, GenerativeModel, Iterated
 from genmodels.descent import Precision
+from genmodels.evaluate import Likelihoods, likelihoods
 from genmodels.iterate import Iteration
 from genmodels.machine import equality_class
 from genmodels.noise import permuted
@@ -33,43 +35,6 @@ from pipelines import sheet
 
 SCORED = 2000
 SHEET = 32
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a family is trained with: its Config's keys, and what of TrainConfig differs from the defaults here."""
-
-    config: Mapping[str, Any]
-    batch: int = 32
-    lr: float = 3e-3
-    ema: float = 0.999
-    precision: str = "bf16"
-    warmup: int = 50
-    weight_decay: float = 0.0
-
-
-BINARY: dict[str, Setting] = {
-    "fvbn": Setting({}, batch=128, lr=1e-2, precision="f32"),
-    "nade": Setting({"hidden": (500,)}, batch=256, lr=3e-3),
-    "made": Setting({"hidden": (1200,), "order": "random", "dropout": 0.25}, batch=256, lr=4e-3, weight_decay=0.2),
-    "row_lstm": Setting({"hidden": 16, "layers": 3}, batch=32, lr=4e-3, precision="f32"),
-    "diagonal_bilstm": Setting({"hidden": 16, "layers": 2}, batch=32, lr=4e-3, precision="f32"),
-    "pixelcnn": Setting({"hidden": 32, "layers": 8}, batch=16, lr=4e-3),
-    "gated_pixelcnn": Setting({"hidden": 32, "layers": 6, "kernel": 5, "head": 64, "dropout": 0.0}, batch=16, lr=4e-3),
-    "multiscale": Setting({"hidden": 32, "layers": 5, "dropout": 0.0}, batch=16, lr=4e-3),
-    "pixelcnnpp": Setting({"dropout": 0.0}, batch=16, lr=4e-3),
-    "mixture": Setting({"components": 100}),
-    "bayesnet": Setting({}),
-}
-LEVELS: dict[str, Setting] = {
-    **BINARY,
-    "fvbn": Setting({}, batch=128, lr=3e-3, precision="f32"),
-    "pixelcnnpp": Setting({"dropout": 0.0}, batch=16, lr=3e-3),
-    "mixture": Setting({"components": 50}),
-    "wavenet": Setting({"stacks": 2, "layers": 7}, batch=32, lr=4e-3),
-}
-SOUND: dict[str, Setting] = {**LEVELS, "made": Setting({"hidden": (500,), "dropout": 0.25}, batch=128, lr=3e-3, weight_decay=0.2)}
-"""What differs with 256 levels, and with sounds."""
 
 
 def batches_of(x: Tensor, size: int, seed: int, y: Tensor | None = None) -> Callable[[int], Batch]:
@@ -137,22 +102,14 @@ def iterate(
     return iteration.step * len(x), spent
 
 
-def nats_of(model: Density, x: Tensor, size: int = 50) -> Tensor:
-    """(n,) float64 exact nats a picture."""
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([model.log_prob(x[start : start + size]).double() for start in range(0, len(x), size)])
-
-
-def measure(family: str, data: datasets.Examples, seconds: float, threads: int, out: Path | None) -> dict[str, Any]:
-    """Trains and scores one family."""
+def measure(family: str, data: datasets.Examples, seconds: float, threads: int, iwae: int, out: Path | None) -> dict[str, Any]:
+    """Trains and scores one family, a row of the table."""
     settings = SOUND if data.event.modality == "audio" else BINARY if data.event.levels == 2 else LEVELS
     setting = settings.get(family, Setting({}))
-    model = build(family, data.event, seed=0, **setting.config)
+    model = build(setting.family or family, data.event, seed=0, **setting.config)
     learn = iterate if isinstance(model, Iterated) else descend
     seen, spent = learn(model, setting, data.train, seconds, threads)
-    assert isinstance(model, Density)
-    test, train = nats_of(model, data.test[::5][:SCORED]), nats_of(model, data.train[:SCORED])
+    test, train = (scored(model, x, iwae) for x in (data.test[::5][:SCORED], data.train[:SCORED]))
     result = {
         "family": family,
         "set": data.name,
@@ -161,32 +118,39 @@ def measure(family: str, data: datasets.Examples, seconds: float, threads: int, 
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(spent, 1),
         "images_per_s": round(seen / spent),
-        "test_nats": -test.mean().item(),
-        "test_stderr": (test.std() / math.sqrt(len(test))).item(),
-        "train_nats": -train.mean().item(),
+        "test_nats": -test.nats.mean().item(),
+        "test_stderr": (test.nats.std() / math.sqrt(len(test.nats))).item(),
+        "train_nats": -train.nats.mean().item(),
+        "protocol": test.protocol,
         "config": dict(setting.config),
         "batch": setting.batch,
         "machine": equality_class(precision=precision_here(setting.precision)),
     }
     if out:
-        keep(model, family, data, result, out)
+        keep(model, family, setting.family or family, data, result, out)
     return result
 
 
-def keep(model: GenerativeModel, family: str, data: datasets.Examples, result: Mapping[str, Any], out: Path) -> None:
+def scored(model: GenerativeModel, x: Tensor, iwae: int) -> Likelihoods:
+    """Each picture once: exact, by the bound of `iwae` draws, or by an energy and an estimate of log Z, as the protocol says."""
+    batches = (Batch(x=part, position=torch.arange(i * 50, i * 50 + len(part))) for i, part in enumerate(x.split(50)))
+    return likelihoods([model], batches, iwae=iwae)[0]
+
+
+def keep(model: GenerativeModel, row: str, family: str, data: datasets.Examples, result: Mapping[str, Any], out: Path) -> None:
     """The model's folder, a sheet of its samples and the figures."""
     place = out / data.name
     place.mkdir(parents=True, exist_ok=True)
-    artifact.save(model, place / family, family=family, prepare=settings_of(data.event), labels=())
+    artifact.save(model, place / row, family=family, prepare=settings_of(data.event), labels=())
     torch.set_num_threads(1)
     if data.event.modality == "image":
         levels = model.sample(SHEET, seed=0).numpy()
-        (place / f"{family}.png").write_bytes(media.sheet(levels, data.event.levels, columns=8, scale=2))
+        (place / f"{row}.png").write_bytes(media.sheet(levels, data.event.levels, columns=8, scale=2))
     else:
         levels = model.sample(4, seed=0).numpy()
-        (place / f"{family}.png").write_bytes(sheet.sounds(levels, data.event, [family] * len(levels)))
-        (place / f"{family}.wav").write_bytes(sheet.wav(sheet.joined(levels, data.event), data.event))
-    (place / f"{family}.json").write_text(json.dumps(result, indent=2))
+        (place / f"{row}.png").write_bytes(sheet.sounds(levels, data.event, [family] * len(levels)))
+        (place / f"{row}.wav").write_bytes(sheet.wav(sheet.joined(levels, data.event), data.event))
+    (place / f"{row}.json").write_text(json.dumps(result, indent=2))
 
 
 def settings_of(event: Event) -> dict[str, Any]:
@@ -198,7 +162,8 @@ def settings_of(event: Event) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, best first: nats where the pictures are binary, bits/dim where they have more levels."""
+    """Markdown, exact ones first, then bounds and estimates, which have a column of their own; nats where the pictures are binary, bits/dim where
+    they have more levels."""
     binary = rows[0]["levels"] == 2
     unit = "nats" if binary else "bits/dim"
 
@@ -206,15 +171,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         return f"{nats:.2f}" if binary else f"{nats / math.log(2) / rows[0]['dims']:.3f}"
 
     lines = [
-        f"| {rows[0]['set']} | test {unit} | +- | train {unit} | parameters | seconds | images/s |",
-        "|---|---|---|---|---|---|---|",
+        f"| {rows[0]['set']} | test {unit}, exact | bounded or estimated | +- | train {unit} | protocol | parameters | seconds | images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: row["test_nats"]):
+    for row in sorted(rows, key=lambda row: (not _exact(row), row["test_nats"])):
+        columns = [figure(row["test_nats"]), ""] if _exact(row) else ["", figure(row["test_nats"])]
         lines.append(
-            f"| {row['family']} | {figure(row['test_nats'])} | {figure(row['test_stderr'])} | {figure(row['train_nats'])} "
+            f"| {row['family']} | {' | '.join(columns)} | {figure(row['test_stderr'])} | {figure(row['train_nats'])} | {row['protocol']} "
             f"| {row['parameters']:,} | {row['seconds']:g} | {row['images_per_s']:,} |"
         )
     return "\n".join(lines)
+
+
+def _exact(row: Mapping[str, Any]) -> bool:
+    return row["protocol"].startswith("exact")
 
 
 def main() -> None:
@@ -223,25 +193,30 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", help="all that model such data where left out")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--iwae", type=int, default=500, help="k of the bound of families that have bounds")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     data = datasets.read(asked.set)
     rows = []
-    for family in asked.families or [name for name, kind in MODELS.items() if _fits(kind, data.event)]:
+    for family in asked.families or _rows(data.event):
         done = asked.out / data.name / f"{family}.json" if asked.out else None
         if done and done.exists():
             rows.append(json.loads(done.read_text()))
             continue
         try:
-            rows.append(measure(family, data, asked.seconds, asked.threads, asked.out))
+            rows.append(measure(family, data, asked.seconds, asked.threads, asked.iwae, asked.out))
             print(json.dumps(rows[-1]), flush=True)
         except ValueError as error:
             print(f"{family}: {error}", flush=True)
     print(table(rows))
 
 
-def _fits(kind: type[GenerativeModel], event: Event) -> bool:
-    return issubclass(kind, Autoregressive) and event.modality in kind.modalities
+def _rows(event: Event) -> list[str]:
+    """The families that have something to say of such an event, and the settings beside them that are rows of their own."""
+    able = [
+        name for name, kind in MODELS.items() if issubclass(kind, Autoregressive | Bounded | Energy) and event.modality in kind.modalities
+    ]
+    return able + [name for name, setting in BINARY.items() if setting.family in able and event.levels == 2]
 
 
 if __name__ == "__main__":
