@@ -26,8 +26,9 @@ from genmodels.core import Batch, GenerativeModel, Iterated, Trained
 from genmodels.descent import Sum
 from genmodels.evaluate import Score, has_likelihood, validation
 from genmodels.iterate import Iteration
+from genmodels.models.posterior import Posterior
 from genmodels.train import Record, Schedule, TrainConfig, Training
-from pipelines import features
+from pipelines import features, parents
 from pipelines.errors import Refused
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
@@ -50,8 +51,12 @@ def numbers(train: Train) -> TrainConfig:
 
 
 def fresh(recipe: Recipe, shards: Shards) -> Trained | Iterated:
-    """The recipe's model before its first step, with the training set's label frequencies."""
-    model = zoo.build(recipe.model.family, shards.event, seed=recipe.train.seed, **recipe.model.config)
+    """The recipe's model before its first step, with the training set's label frequencies, and with its parent's weights where it has one."""
+    config, parent = parents.embedded(recipe)
+    model = zoo.build(recipe.model.family, shards.event, seed=recipe.train.seed, **config)
+    if parent is not None:
+        assert isinstance(model, Posterior)
+        model.inherit(parent)
     if not isinstance(model, Trained | Iterated):
         raise Refused(f"recipe {recipe.name}: model.family {recipe.model.family} learns neither by descent nor by passes over the data")
     if shards.labels or recipe.train.labels:
@@ -210,7 +215,10 @@ class Learning:
     def _run(self, loader: Any) -> list[Record]:
         if isinstance(self.training, Training):
             return self.training.run(loader, until=self._next(), sum_over_workers=self._sum)
-        return self.training.run(loader, until=self._next())
+        try:
+            return self.training.run(loader, until=self._next())
+        except ValueError as error:  # what a pass met in the data
+            raise Refused(f"recipe {self.recipe.name}: {error}") from error
 
     def _next(self) -> int:
         """The step of the next pause: whatever is due first."""

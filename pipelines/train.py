@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines import cluster, console, journal, storage
+from pipelines import cluster, console, journal, parents, storage
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.recipe import Recipe
@@ -39,7 +39,7 @@ def output(recipe: Recipe, shards: Shards) -> Output:
     from genmodels.zoo import MODELS
 
     family = MODELS[recipe.model.family]
-    model = [recipe.model.family, family.VERSION, asdict(family.Config(**recipe.model.config))]
+    model = [recipe.model.family, family.VERSION, asdict(family.Config(**parents.described(recipe)))]
     name = fingerprint("train", VERSION, model, decisive(recipe), shards.fingerprint, libraries("torch", "numpy"))
     uri = storage.join(recipe.root, "train", f"{recipe.name}-{name}")
     return Output(fingerprint=name, uri=uri, done=storage.exists(storage.join(uri, MARKER)))
@@ -79,8 +79,8 @@ def code() -> str:
 
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
     files = [models / f"{name}.py" for name in ("checkpoint", "compilation", "descent", "iterate", "noise", "train")]
-    files += [file for folder in ("core", "models", "nn") for file in models.glob(f"{folder}/*.py")]
-    files += [here / f"{name}.py" for name in ("learning", "shards", "shown", "stored", "windows", "worker")]
+    files += [file for folder in ("core", "mcmc", "models", "nn", "vi") for file in models.glob(f"{folder}/*.py")]
+    files += [here / f"{name}.py" for name in ("learning", "parents", "shards", "shown", "stored", "windows", "worker")]
     total = hashlib.blake2b(digest_size=6)
     for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -126,7 +126,12 @@ def _fit(recipe: Recipe, shards: Shards, out: Output, begun: str) -> None:
     folder, _, name = out.uri.rpartition("/")
     trainer = TorchTrainer(
         work,
-        train_loop_config={"recipe": recipe, "shards": shards, "uri": out.uri, "lineage": lineage(recipe, shards, out.fingerprint, begun)},
+        train_loop_config={
+            "recipe": parents.pinned(recipe),
+            "shards": shards,
+            "uri": out.uri,
+            "lineage": lineage(recipe, shards, out.fingerprint, begun) | parents.lineage(recipe),
+        },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=bool(gpus), resources_per_worker=resources),
         run_config=RunConfig(

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from genmodels.noise import derive
-from pipelines import cluster, console, storage
+from pipelines import cluster, console, parents, storage
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.importance import importance
@@ -39,7 +39,7 @@ def output(recipe: Recipe, shards: Shards) -> Output:
         return Output(fingerprint="", uri="", done=True)
     family = MODELS[recipe.model.family]
     values = {
-        "model": asdict(family.Config(**recipe.model.config)),
+        "model": asdict(family.Config(**parents.described(recipe))),
         "train": {key: value for key, value in decisive(recipe).items() if key not in ("steps", "valid_every", "best")},
     }
     for key in recipe.tune.search.space:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genmodels import artifact
 from genmodels.compilation import NotCompiled
+from genmodels.core import Iterated
 from genmodels.machine import equality_class
 from genmodels.train import NonFinite
 from pipelines import conditions, sheet, storage
@@ -96,7 +97,7 @@ def _learn(learning: Learning, config: dict[str, Any], device: str) -> None:
         if scribe:
             scribe.broken(error)
         return
-    except NotCompiled as error:
+    except (NotCompiled, Stop) as error:
         _tell(config["uri"], learning.rank, str(error))
         return
     if scribe:
@@ -190,6 +191,7 @@ class Scribe:
                 "steps": self.learning.training.step,
                 "weights": which,
                 "best": best,
+                **({"inference": dict(found)} if isinstance(model, Iterated) and (found := model.findings()) else {}),
             }
             family, target = recipe.model.family, Path(folder) / "artifact"
             digest = artifact.save(model, target, family=family, prepare=shards.prepare, labels=shards.labels, lineage=lineage)

@@ -228,6 +228,10 @@ class Iterated(GenerativeModel):
     @abstractmethod
     def converged(self) -> bool: ...
 
+    def findings(self) -> Mapping[str, Any]:
+        """What its record is to say of how it was learnt, such as whether its chains agree; JSON's values."""
+        return {}
+
 
 class Tempered(GenerativeModel):
     """Has a temperature; `temperature_scales` says what it scales."""

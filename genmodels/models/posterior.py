@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from genmodels.core import Batch, Density, Event, Iterated, Metrics
+from genmodels.core import Batch, Density, Event, GenerativeModel, Iterated, Metrics
 from genmodels.models import posterior_methods as methods
 from genmodels.models.posterior_latent import Latent
 from genmodels.models.posterior_linear import Linear
@@ -141,6 +141,14 @@ class Posterior(Iterated, Density):
             found = methods.METHODS[self.config.method](self, target, noise)
         self.passes += 1
         return {**found, "loss": found["loss"] / target.rows}
+
+    def inherit(self, parent: GenerativeModel) -> None:
+        """Takes over the weights of a trained parent. Raises ValueError where there is no place for one."""
+        if not isinstance(self.parametric, Latent) or type(parent) is not type(self.parametric.parent):
+            raise ValueError(
+                f"a {type(parent).__name__} for parent of a posterior of target {self.config.target}; it takes none, or another"
+            )
+        self.parametric.parent.load_state_dict(parent.state_dict())
 
     def target(self, data_pass: Iterable[Batch]) -> Target:
         """What any method may explore: the posterior given these examples, in the units of the data that were learnt from (or, before that, of
