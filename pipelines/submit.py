@@ -147,10 +147,19 @@ def _wheel(folder: Path) -> Path:
     """Our own wheel, built from the source tree that this module lies in; with the compiled samplers where this machine has a compiler."""
     clean = sources(folder / "source")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(clean)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    built = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_built()})
     if built.returncode:
         raise Failed(f"the wheel could not be built: {' '.join(built.stderr.split())[-300:]}")
     return next(folder.glob("genmodels-*.whl"))
+
+
+def _built() -> dict[str, str]:
+    """Where the checkout's own compiled samplers are, so that they are not compiled anew for every job; nothing where their sources are younger."""
+    root = Path(__file__).resolve().parents[1]
+    libraries = list((root / "genmodels" / "sampling").glob("_native_*.so"))
+    texts = [root / "setup.py", *(root / "genmodels" / "sampling" / "kernels").iterdir()]
+    younger = max(text.stat().st_mtime for text in texts) > min((library.stat().st_mtime for library in libraries), default=0)
+    return {} if younger else {"GENMODELS_BUILT": str(root / "genmodels" / "sampling")}
 
 
 def sources(folder: Path) -> Path:
