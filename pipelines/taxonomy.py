@@ -11,7 +11,7 @@ Path = tuple[str, ...]
 _EXPLICIT, _TRACTABLE, _APPROXIMATE = (
     "explicit density: log p(x) has a value",
     "tractable: the value is exact",
-    "approximate: the value is bounded",
+    "approximate: the value is bounded or estimated",
 )
 GROUPS: Mapping[str, tuple[Path, Callable[[Kind], bool]]] = {
     "inference": (
