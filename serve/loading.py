@@ -46,9 +46,10 @@ def _describe(folder: Path, model: GenerativeModel, target: Target, settings: Se
         event=said.event.to_json(),
         labels=list(said.labels),
         capabilities=capabilities(model),  # of the code that answers, whatever wrote the folder
+        withheld=dict(model.withheld),
         latent=_plain(model.latent.to_json()) if isinstance(model, Encodes | Decodes) else None,
         chain=f"approximate: {model.chain}" if isinstance(model, Chained) else None,
-        classifies_by=model.classifies_by if isinstance(model, Classifies) else None,
+        classifies_by=model.classifies_by if isinstance(model, Classifies) and "classifies" not in model.withheld else None,
         prepare=_plain(said.prepare),
         scores=[_plain(score) for score in said.scores],
         lineage=_plain(said.lineage),

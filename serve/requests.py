@@ -208,7 +208,8 @@ def check_can(capability: str, model: Description) -> None:
         "decodes": ("decoding", "decode codes"),
     }[capability]
     if capability not in model.capabilities:
-        raise Problem(422, f"no-{kind}", f"{model.model} ({model.family}) cannot {what}; {can(model)}")
+        reason = f": {model.withheld[capability]}" if capability in model.withheld else ""
+        raise Problem(422, f"no-{kind}", f"{model.model} ({model.family}) cannot {what}{reason}; {can(model)}")
 
 
 def can(model: Description) -> str:

@@ -192,6 +192,7 @@ class Description(Json):
     event: dict[str, Any]
     labels: list[str] = Field(description="Name of each class, by number.")
     capabilities: list[str]
+    withheld: dict[str, str] = Field({}, description="What other settings of its family could do beside that, and why these cannot.")
     latent: dict[str, Any] | None = Field(None, description="The event of its codes, where it encodes or decodes.")
     chain: str | None = Field(None, description="Which chain draws its samples, approximately; null: they are drawn exactly.")
     classifies_by: str | None = Field(None, description="What p(y|x) is found by, where it classifies.")

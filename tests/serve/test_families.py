@@ -58,8 +58,10 @@ def test_a_bound_is_called_one_and_names_its_k(endpoint: Local, folders: dict[st
 
 REFUSED = [
     ("gan", "scores", {"x": [[[0] * 8] * 8]}, "no-likelihood", "gan (gan) has no likelihood and no bound to score by; it can: "),
+    ("vae", "classifications", {"x": [[[0] * 8] * 8]}, "no-classification",
+     "vae (vae) cannot say p(y|x): it was trained without model.semi_supervised, so it has no q(y|x); it can: bounded, encodes, "),
     ("gan", "samples", {"temperature": 0.5}, "no-temperature", "temperature 0.5 asked of gan; its family gan has none: leave it at 1"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "what", "body", "kind", "detail"), REFUSED)
