@@ -14,7 +14,7 @@ from genmodels import evaluate as scoring
 from genmodels.core import BLOCK, Batch, GenerativeModel
 from genmodels.evaluate import Score
 from genmodels.evaluate.gaussian import baselines
-from pipelines import card, cluster, conditions, console, features, marginals, sheet
+from pipelines import card, cluster, conditions, console, features, latents, marginals, sheet
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.memory import Neighbours, nearest
 from pipelines.recipe import Recipe
@@ -22,7 +22,7 @@ from pipelines.records import Checkpoint, Output, Scores, Shards, to_json
 from pipelines.shards import examples, manifest
 from pipelines.storage import exists, join, local, read_json, upload, write_bytes, write_json
 
-VERSION = 1
+VERSION = 2
 MARKER = "scores.json"
 PAIRS = 10
 """Samples shown beside their nearest training examples."""
@@ -91,6 +91,7 @@ def measure(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, *, device: s
         labels, columns = sheet.layout(shards.event, settings.samples)
         samples = _draw(model, shards, len(labels) if labels else settings.samples, settings.seed, labels, bar)
         scores = _likelihoods(recipe, model, shards, watch) if scoring.has_likelihood(model) else _distances(recipe, model, shards, bar)
+        scores += latents.scores(model, shards, name=recipe.model.family, limit=settings.max_examples)
         train = watch(examples(shards, "train", 1024), "nearest neighbours", shards.rows["train"])
         test = next(examples(shards, "test", len(samples), limit=len(samples)))
         found = _neighbours(recipe.model.family, samples, test, train, shards)
