@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from genmodels.core import Bounded, Density, Energy, GenerativeModel, Iterated, Tempered, capabilities
+from genmodels.core import Bounded, Chained, Density, Energy, GenerativeModel, Iterated, Tempered, capabilities
 from genmodels.zoo import MODELS
 
 Kind = type[GenerativeModel]
@@ -13,6 +13,7 @@ _EXPLICIT, _TRACTABLE, _APPROXIMATE = (
     "tractable: the value is exact",
     "approximate: the value is bounded or estimated",
 )
+_IMPLICIT = "implicit density: there are only samples"
 GROUPS: Mapping[str, tuple[Path, Callable[[Kind], bool]]] = {
     "inference": (
         (_EXPLICIT, _APPROXIMATE, "inference: a posterior by variational inference or Markov chain Monte Carlo"),
@@ -25,11 +26,12 @@ GROUPS: Mapping[str, tuple[Path, Callable[[Kind], bool]]] = {
     "autoregressive": ((_EXPLICIT, _TRACTABLE, "autoregressive, trained by descent"), lambda kind: issubclass(kind, Density)),
     "energy": ((_EXPLICIT, _APPROXIMATE, "energy and chains"), lambda kind: issubclass(kind, Energy)),
     "variational": ((_EXPLICIT, _APPROXIMATE, "variational"), lambda kind: issubclass(kind, Bounded)),
-    "implicit": (("implicit density: there are only samples",), lambda kind: True),
+    "chain": ((_IMPLICIT, "a Markov chain"), lambda kind: issubclass(kind, Chained)),
+    "implicit": ((_IMPLICIT, "adversarial"), lambda kind: True),
 }
 """By its name a group's branches from the root, and who belongs there: the first group that fits. A group without a family is not shown."""
 
-ORDER = ("autoregressive", "classical", "variational", "energy", "inference", "implicit")
+ORDER = ("autoregressive", "classical", "variational", "energy", "inference", "implicit", "chain")
 """In which they are shown."""
 
 WORDS = {

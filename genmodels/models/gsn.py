@@ -97,7 +97,7 @@ class GSN(Trained, Chained, Completes):
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """-log P(x | x~) in nats a value, the mean over the walk's spoilt pictures: each goes on from what was restored of the one before, and all
-        are to be restored to the example itself, so that the chain is led back from where it strays (Bengio et al., 2013, algorithm 1)."""
+        are to be restored to the example itself, so that the chain is led back from where it strays (Bengio, Yao and others, 2013)."""
         x, each = batch.x, []
         for walked in range(self.config.walkback):
             spoilt = self.spoilt(x, noise.uniform(f"walk.{walked}.spoil", (self.event.dims,)))
@@ -126,7 +126,7 @@ class GSN(Trained, Chained, Completes):
         temperature: float = 1.0,
         first: int = 0,
     ) -> Completion:
-        """As Completes.complete, approximate: the chain of `draw` with the known values put back after every step (Bengio et al., 2014, section 3.4).
+        """As Completes.complete, approximate: the chain of `draw` with the known values put back after every step (Bengio, Laufer and others, 2014).
 
         A label that is not given is drawn by its frequency in training, whatever is known.
         """

@@ -130,7 +130,7 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
         return torch.logsumexp(each + self.class_frequencies.log(), dim=-1)
 
     def _log_mean_weight(self, x: Tensor, y: Tensor | None, k: int, noise: Noise) -> Tensor:
-        """logsumexp(log w) - log k, w = p(x, h) / q(h | x) (Bornschein and Bengio, eq. 3), over chunks of guesses."""
+        """logsumexp(log w) - log k, w = p(x, h) / q(h | x), over chunks of guesses."""
         log_w = []
         for u in noise.uniform("iwae", (k, self.bits)).split(max(1, ROWS // len(x)), 1):
             bits, log_q = self.guess(x, y, u)
@@ -147,7 +147,7 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
         ]
 
     def wake_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """-log p(x, h) of what q guesses for pictures, in nats a value; of k guesses each counts by its share of the weight (eq. 5)."""
+        """-log p(x, h) of what q guesses for pictures, in nats a value; of k guesses each counts by its share of the weights."""
         k = self.config.k if self.config.algorithm == "reweighted" else 1
         with torch.no_grad():
             bits, log_q = self.guess(batch.x, batch.y, noise.uniform("wake", (k, self.bits)))
@@ -165,7 +165,7 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
         return -self.log_posterior(x, bits[:, None], y).mean() / self.bits, {}
 
     def recognition_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Half of the sleep phase, half of q's wake phase: -log q(h | x) of what it guesses for pictures, by the same weights (eq. 7)."""
+        """Half of the sleep phase, half of q's wake phase: -log q(h | x) of what it guesses for pictures, by the same weights."""
         bits, log_q = self.guess(batch.x, batch.y, noise.uniform("wake", (self.config.k, self.bits)))
         with torch.no_grad():
             share = torch.softmax(self.log_joint(batch.x, bits, batch.y) - log_q, dim=1)
