@@ -73,7 +73,7 @@ def html(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores,
         neighbours=embedded(join(scores.uri, "neighbours.png")),
         data=data_card(shards, about),
         label_chart=_labels_chart(shards, about),
-        level_chart=chart.histogram(about.get("splits", {}).get("train", {}).get("levels", []), x="level"),
+        level_chart=_levels_chart(shards, about),
         commands=_commands(version, shards),
         answer=_answer(deployment),
         lineage=_lineage(recipe, shards, checkpoint, scores, version),
@@ -104,15 +104,19 @@ def headline(family: str, scores: Scores) -> dict[str, Any] | None:
         "protocol": own.protocol,
         "pair": _pair(family, pair),
         "charts": [
-            _compared(score, scores) for score in scores.scores if (score.model, score.name, score.split) == (own.model, own.name, "test")
+            drawn
+            for score in scores.scores
+            if (score.model, score.name, score.split) == (own.model, own.name, "test") and (drawn := _compared(score, scores))[0]
         ],
     }
 
 
 def _compared(own: Score, scores: Scores) -> tuple[Any, str]:
-    """The model's score and those it compares with as bars, and what they are."""
+    """The model's score and those it compares with as bars, and what they are; a density's nats may be below 0, where no bar begins."""
     group = [own, *(score for score in scores.scores if score.split == own.split and _comparable(own, score))]
     where = own.protocol if own.name == "Frechet distance" else f"{own.name} on the same examples"
+    if min(score.value for score in group) < 0:
+        return "", ""
     lines = " The lines are two standard errors to each side." if own.stderr is not None else ""
     return chart.bars([(score.model, score.value, score.stderr) for score in group]), f"{where}; lower is better.{lines}"
 
@@ -171,7 +175,8 @@ def memorisation(family: str, scores: Scores) -> str:
     if family not in near:
         return ""
     own, others = near[family], near.get("test examples")
-    text = f"The median sample lies {card.digits(own.value)} from its nearest training example (root mean square over values, levels in [0, 1])"
+    scaled = near[family].protocol.rpartition(", ")[2]
+    text = f"The median sample lies {card.digits(own.value)} from its nearest training example (root mean square over values, {scaled})"
     text += f"; the median test example lies {card.digits(others.value)}." if others else "."
     if copies:
         text += f" {round(copies.value * copies.n)} of {copies.n} samples equal a training example in every value."
@@ -192,6 +197,8 @@ def data_card(shards: Shards, about: Mapping[str, Any]) -> Pairs:
         pairs.append(
             ("labels", ", ".join(shards.labels[:40]) + (f" and {len(shards.labels) - 40} more" if len(shards.labels) > 40 else ""))
         )
+    for name, found in list(about.get("splits", {}).get("train", {}).get("columns", {}).items())[:40]:
+        pairs.append((name, f"{found['mean']:.4g} ± {found['std']:.3g}, {found['min']:.4g} to {found['max']:.4g}"))
     for key, title in (
         ("inputs", "inputs read"),
         ("quarantined", "in quarantine"),
@@ -211,7 +218,15 @@ def _labels_chart(shards: Shards, about: Mapping[str, Any]) -> Any:
     return chart.histogram([counts[name] for name in names], names=names, x="label")
 
 
+def _levels_chart(shards: Shards, about: Mapping[str, Any]) -> Any:
+    counts, names = about.get("splits", {}).get("train", {}).get("levels", []), shards.prepare.get("labels") or ()
+    return chart.histogram(counts, names=names, x=shards.prepare["target"] if names else "level")
+
+
 def _samples_caption(recipe: Recipe, shards: Shards) -> str:
+    if shards.event.modality == "table":
+        given = ", given the features of as many test examples" if shards.event.condition else ""
+        return f"Samples 0, 1, 2, … of seed {recipe.evaluate.seed}{given}, beside the data."
     rows = (
         "a row for each label"
         if shards.event.modality == "image" and recipe.evaluate.samples >= 2 * shards.event.classes
@@ -241,15 +256,17 @@ def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[st
 
 
 def _commands(version: Version, shards: Shards) -> list[str]:
-    ending = "wav" if shards.event.modality == "audio" else "png"
+    ending = {"audio": "wav", "table": "npy"}.get(shards.event.modality, "png")
     label = f' "label": "{shards.labels[-1]}",' if shards.labels else ""
+    label += f' "condition": {[0] * shards.event.condition.dims},' if shards.event.condition else ""
+    given = " --condition features.npy" if shards.event.condition else ""
     return [
         f"genmodels serve {version.uri}",
-        f"genmodels sample {version.uri} -n 16 --seed 0 -o samples.{ending}",
+        f"genmodels sample {version.uri} -n 16 --seed 0{given} -o samples.{ending}",
         "",
         "# once it is served:",
         f"curl -s localhost:8000/v1/models/{version.name}/samples -H 'content-type: application/json' \\",
-        f"  -H 'accept: {_TYPES[ending]}' -d '{{\"n\": 1,{label} \"seed\": 7}}' -o sample.{ending}",
+        f"  -H 'accept: {_TYPES.get(ending, 'application/x-npy')}' -d '{{\"n\": 1,{label} \"seed\": 7}}' -o sample.{ending}",
         "",
         "# in Python:",
         f'model = genmodels.load("{version.artifact}")' if "://" not in version.artifact else "model = genmodels.load(folder)",

@@ -118,8 +118,9 @@ def _checkpoint(checkpoint: Checkpoint) -> None:
 
 def _scores(scores: Scores) -> None:
     """The figures that decide, one line each; all of them are in the report, and in --json."""
+    has_bits = any(score.unit == "bits/dim" for score in scores.scores)
     for score in scores.scores:
-        if score.split != "test" or score.unit == "nats":
+        if score.split != "test" or (score.unit == "nats" and has_bits):
             continue
         error = f" ± {score.stderr:.3f}" if score.stderr is not None else ""
         unit = f" {score.unit}" if score.unit else ""
