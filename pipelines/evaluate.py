@@ -11,10 +11,11 @@ import torch
 
 from genmodels import artifact
 from genmodels import evaluate as scoring
-from genmodels.core import BLOCK, Batch, GenerativeModel
+from genmodels.core import BLOCK, Batch, Encodes, GenerativeModel
 from genmodels.evaluate import Score
 from genmodels.evaluate.gaussian import baselines
-from pipelines import card, cluster, conditions, console, features, latents, marginals, sheet
+from genmodels.zoo import MODELS
+from pipelines import card, cluster, conditions, console, features, latents, marginals, probe, sheet
 from pipelines.fingerprint import fingerprint, libraries
 from pipelines.memory import Neighbours, nearest
 from pipelines.recipe import Recipe
@@ -44,9 +45,8 @@ class Measured:
 
 
 def output(recipe: Recipe, checkpoint: Checkpoint, shards: Shards) -> Output:
-    name = fingerprint(
-        "evaluate", VERSION, recipe.evaluate.model_dump(), checkpoint.digest, shards.fingerprint, libraries("torch", "numpy", "matplotlib")
-    )
+    used = ["torch", "numpy", "matplotlib", *(["scikit-learn"] if issubclass(MODELS[recipe.model.family], Encodes) else [])]
+    name = fingerprint("evaluate", VERSION, recipe.evaluate.model_dump(), checkpoint.digest, shards.fingerprint, libraries(*used))
     uri = join(recipe.root, "scores", f"{recipe.name}-{name}")
     return Output(fingerprint=name, uri=uri, done=exists(join(uri, MARKER)))
 
@@ -92,6 +92,7 @@ def measure(recipe: Recipe, checkpoint: Checkpoint, shards: Shards, *, device: s
         samples = _draw(model, shards, len(labels) if labels else settings.samples, settings.seed, labels, bar)
         scores = _likelihoods(recipe, model, shards, watch) if scoring.has_likelihood(model) else _distances(recipe, model, shards, bar)
         scores += latents.scores(model, shards, name=recipe.model.family, limit=settings.max_examples)
+        scores += probe.scores(model, shards, name=recipe.model.family, test=settings.max_examples)
         train = watch(examples(shards, "train", 1024), "nearest neighbours", shards.rows["train"])
         test = next(examples(shards, "test", len(samples), limit=len(samples)))
         found = _neighbours(recipe.model.family, samples, test, train, shards)
