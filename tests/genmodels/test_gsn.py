@@ -213,8 +213,7 @@ def stripes() -> Tensor:
     return torch.tensor([0.2 if row in chosen else 0.2 / 60 for row in rows])
 
 
-@pytest.mark.parametrize("walkback", [1, 3])
-@pytest.mark.parametrize("noise", [0.3, 0.8])
+@pytest.mark.parametrize(("noise", "walkback"), [(0.8, 1), (0.3, 3)])
 def test_a_chain_of_one_value_tends_to_the_law_it_was_trained_on(noise: float, walkback: int) -> None:
     """One value given its spoilt self has nothing to be independent of: whatever the noise, the stationary law is the data's."""
     law = torch.softmax(2 * torch.sin(torch.arange(16.0)), 0)
