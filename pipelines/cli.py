@@ -60,6 +60,20 @@ _stage_command("deploy", "Deploy the registered version and query it once (after
 
 
 @app.command()
+def infer(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
+    """Compare ways of inference on a posterior: variational and Markov chains, beside a long reference run."""
+    from pipelines import recipe as recipes
+
+    console.speak_json(as_json)
+    checked = recipes.load(recipe, changes or ())
+    from pipelines import infer as inference
+    from pipelines import inference_report, submit
+
+    submit.check_versions()
+    inference_report.show(inference.infer(checked), recipe)
+
+
+@app.command()
 def plan(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
     """What would run, what is done, and why."""
     from pipelines import plan as plans

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from pipelines.errors import Refused
-from pipelines.sections import Data, Evaluate, Model, ObjectiveOptimizer, Register, Section, Serve, Train, Tune
+from pipelines.sections import Data, Evaluate, Infer, Model, ObjectiveOptimizer, Register, Section, Serve, Train, Tune
 from pipelines.storage import absolute
 from serve.names import unknown
 
@@ -26,6 +26,7 @@ class Recipe(Section):
     model: Model
     train: Train
     tune: Tune | None = None
+    infer: Infer | None = None
     evaluate: Evaluate = Evaluate()
     register_: Register = Field(default=Register(), alias="register")
     serve: Serve = Serve()

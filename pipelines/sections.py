@@ -212,6 +212,17 @@ class Tune(Section):
     """With how many other seeds."""
 
 
+class Infer(Section):
+    """What `genmodels infer` compares on a posterior."""
+
+    methods: tuple[Literal["hmc", "mala", "metropolis", "gibbs", "vi-diagonal", "vi-full", "vi-mean-field"], ...] = ()
+    """Left out: all that the target takes."""
+    reference: Literal["hmc", "gibbs", "mala", "metropolis"] | None = None
+    """Of the long run; left out: gibbs where the conditionals are known, else hmc, else metropolis."""
+    reference_draws: Annotated[int, Field(ge=400)] = 20_000
+    """Kept draws of the long run, over all its chains."""
+
+
 class Evaluate(Section):
     batch_size: Annotated[int, Field(ge=1)] = 128
     iwae: Annotated[int, Field(ge=1)] = 64
