@@ -103,7 +103,8 @@ def score(model: str, files: Sequence[Path], *, label: str | None, out: Path | N
             weighed = await replica.score(requests.weigh(request, x, lengths, description))
             dims = sum(lengths) if lengths else x.size
             nats = float(weighed.nats.sum())
-            rows.append({"file": str(file), "nats": nats, "bits_per_dim": -nats / dims / math.log(2), "protocol": weighed.protocol})
+            bits = -nats / dims / math.log(2) if description.event["levels"] else None
+            rows.append({"file": str(file), "nats": nats, "bits_per_dim": bits, "protocol": weighed.protocol})
             if weighed.map is not None:
                 found += surprise.found(file.name, x, lengths, weighed.map)
         return rows, surprise.png(found, Event.from_json(description.event)) if found else b""
@@ -111,7 +112,9 @@ def score(model: str, files: Sequence[Path], *, label: str | None, out: Path | N
     rows, picture = answers.ask(model, storage, {}, work)
     table = Table("file", "nats", "bits/dim", "protocol", box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(row["file"], f"{row['nats']:.2f}", f"{row['bits_per_dim']:.4f}", row["protocol"])
+        table.add_row(
+            row["file"], f"{row['nats']:.2f}", "" if row["bits_per_dim"] is None else f"{row['bits_per_dim']:.4f}", row["protocol"]
+        )
     if out is not None:
         write_bytes(str(out), picture)
     answers.tell(table, [{**row, "map": str(out)} if out else row for row in rows])

@@ -133,8 +133,9 @@ async def classifications(m: str, request: Request, directory: Models, limits: L
 def _scores(weighed: Weighed, asked: Weigh) -> list[SampleScore]:
     sizes = asked.lengths or [asked.x[0].size] * len(asked.x)
     maps = [None] * len(asked.x) if weighed.map is None else [media_types.value_map(one) for one in weighed.map]
+    has_bits = weighed.description.event["levels"] > 0
     return [
-        SampleScore(nats=nats, bits_per_dim=-nats / (size * math.log(2)), dims=size, map=each)
+        SampleScore(nats=nats, bits_per_dim=-nats / (size * math.log(2)) if has_bits else None, dims=size, map=each)
         for nats, size, each in zip(weighed.nats.tolist(), sizes, maps, strict=True)
     ]
 

@@ -130,12 +130,15 @@ class Client:
         x: NDArray[Any],
         *,
         label: Labels = None,
+        condition: NDArray[Any] | None = None,
         seed: int = 0,
         k: int = 64,
         map: bool = False,  # noqa: A002 (the request's own key)
     ) -> ScoreAnswer:
-        """log p, or its bound, of x (n, *shape) levels; map: also of every value (`values` unpacks them)."""
-        body = {"x": np.asarray(x).tolist(), "label": label, "seed": seed, "k": k, "map": map}
+        """log p, or its bound, of x (n, *shape) levels; condition: for all of them, or one for each; map: also of every value (`values` unpacks
+        them)."""
+        given = None if condition is None else np.asarray(condition).tolist()
+        body = {"x": np.asarray(x).tolist(), "label": label, "condition": given, "seed": seed, "k": k, "map": map}
         return ScoreAnswer.model_validate(self._ask("POST", f"/v1/models/{model}/scores", json=body).json())
 
     def classify(self, model: str, x: NDArray[Any]) -> ClassificationAnswer:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genmodels.core import Autoregressive, Completes, Drawing, GenerativeModel
+from genmodels.core import Autoregressive, Completes, Drawing, Event, GenerativeModel
 from genmodels.core.completion import CONTINUED
 from genmodels.noise import Noise
 from genmodels.sampling.native import Compiled, Native
@@ -156,13 +156,16 @@ def completing(model: GenerativeModel, asked: Fill) -> Completing:
     return Completing(**_draw(model, asked), y=y, x=torch.as_tensor(asked.x.copy()), known=torch.as_tensor(asked.known.copy()))
 
 
-def repeated(c: NDArray[Any] | None, n: int) -> Tensor | None:
-    """A condition that all n rows share."""
-    return None if c is None else torch.as_tensor(c.copy()).expand(n, *c.shape)
+def repeated(c: NDArray[Any] | None, n: int, event: Event) -> Tensor | None:
+    """A condition of each of n rows: as given, or the one that all of them share."""
+    if c is None or event.condition is None:
+        return None
+    rows = torch.as_tensor(c.copy())
+    return rows if rows.ndim > len(event.condition.shape) else rows.expand(n, *c.shape)
 
 
 def _draw(model: GenerativeModel, asked: Draw) -> dict[str, Any]:
-    c = repeated(asked.c, asked.n)
+    c = repeated(asked.c, asked.n, model.event)
     return {"model": model, "n": asked.n, "seed": asked.seed, "first": asked.first, "c": c, "temperature": asked.temperature}
 
 

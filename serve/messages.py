@@ -97,7 +97,7 @@ class Filled(Drawn):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """x (n, *shape) levels; lengths valid steps each, or None; c (*condition.shape) for all of them, or None."""
+    """x (n, *shape) levels; lengths valid steps each, or None; c (*condition.shape) for all of them, (n, *condition.shape) for each, or None."""
 
     x: NDArray[Any]
     lengths: tuple[int, ...] | None = None

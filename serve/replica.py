@@ -112,7 +112,7 @@ class Replica:
         """Raises Problem for what the model does not take."""
         loaded = self._of_version(asked.version)
         requests.check_classify(asked, loaded.description)
-        rows = await self._rows(Classifying(model=loaded.model, n=len(asked.x), **_examples(asked)))
+        rows = await self._rows(Classifying(model=loaded.model, n=len(asked.x), **_examples(loaded.model, asked)))
         assert isinstance(loaded.model, Classifies)
         return Classified(log_probs=rows, protocol=f"p(y|x) by {loaded.model.classifies_by}", description=loaded.description)
 
@@ -120,7 +120,7 @@ class Replica:
         """Raises Problem for what the model does not take."""
         loaded = self._of_version(asked.version)
         code_requests.check_encode(asked, loaded.description)
-        job = Encoding(model=loaded.model, n=len(asked.x), y=_labels(asked.y), **_examples(asked))
+        job = Encoding(model=loaded.model, n=len(asked.x), y=_labels(asked.y), **_examples(loaded.model, asked))
         rows = await self._rows(job)
         parameters = {name: rows[:, number] for number, name in enumerate(job.names)}
         protocol = "q(z|x)" if asked.y is None else "q(z|x,y)"
@@ -229,22 +229,23 @@ def _labels(y: tuple[int, ...] | None) -> Tensor | None:
 def _scoring(model: GenerativeModel, asked: Weigh, partition: LogPartition | None) -> Scoring | ScoringValues:
     y, n = _labels(asked.y), len(asked.x)
     if asked.map:
-        return ScoringValues(model=model, n=n, y=y, **_examples(asked))
+        return ScoringValues(model=model, n=n, y=y, **_examples(model, asked))
     log_z = partition.value if partition else 0.0
-    return Scoring(model=model, n=n, y=y, seed=asked.seed, k=asked.k, log_partition=log_z, **_examples(asked))
+    return Scoring(model=model, n=n, y=y, seed=asked.seed, k=asked.k, log_partition=log_z, **_examples(model, asked))
 
 
-def _examples(asked: Examples) -> dict[str, Any]:
+def _examples(model: GenerativeModel, asked: Examples) -> dict[str, Any]:
     """The columns of examples as tensors."""
     return {
         "x": torch.as_tensor(asked.x.copy()),
         "lengths": None if asked.lengths is None else torch.tensor(asked.lengths),
-        "c": repeated(asked.c, len(asked.x)),
+        "c": repeated(asked.c, len(asked.x), model.event),
     }
 
 
 def _protocol(model: GenerativeModel, asked: Weigh, partition: LogPartition | None) -> str:
-    what = "p(x)" if asked.y is None else "p(x|y)"
+    given = ",".join(name for name, value in (("y", asked.y), ("c", model.event.condition)) if value is not None)
+    what = f"p(x|{given})" if given else "p(x)"
     if partition is None:
         return f"exact {what}" if isinstance(model, Density) else f"IWAE_{asked.k} lower bound of {what}"
     return Partition(**partition.model_dump()).protocol(what)

@@ -186,17 +186,20 @@ def check_labels(model: Description) -> None:
 def check_examples(asked: Examples, model: Description) -> None:
     """Raises Problem 422 for examples or a condition of another shape, or values that are no levels."""
     examples.many(asked.x, model)
-    _check_condition(asked.c, model)
+    _check_condition(asked.c, model, rows=len(asked.x))
 
 
-def _check_condition(c: NDArray[Any] | None, model: Description) -> None:
+def _check_condition(c: NDArray[Any] | None, model: Description, rows: int | None = None) -> None:
+    """rows: of examples, which may have a condition each."""
     wanted = model.event.get("condition")
     if c is None:
         return
     if wanted is None:
         raise Problem(422, "condition", f"a condition was given; {model.model} takes none: leave it out")
-    if c.shape != tuple(wanted["shape"]):
-        raise Problem(422, "condition", f"condition of shape {c.shape}; wanted {tuple(wanted['shape'])}")
+    shape = tuple(wanted["shape"])
+    if c.shape != shape and (rows is None or c.shape != (rows, *shape)):
+        each = "" if rows is None else f", or one for each of {rows}"
+        raise Problem(422, "condition", f"condition of shape {c.shape}; wanted {shape}{each}")
 
 
 def check_can(capability: str, model: Description) -> None:

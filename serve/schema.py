@@ -86,7 +86,9 @@ class ScoreRequest(ExamplesRequest):
     """What to score."""
 
     label: Label | list[Label] | None = Field(None, description="Score p(x|label); left out: p(x).")
-    condition: list[Any] | None = Field(None, description="As for samples, for all examples; left out: derived from each, where it can be.")
+    condition: list[Any] | None = Field(
+        None, description="As for samples, for all examples, or a list of one for each; left out: derived from each, where it can be."
+    )
     seed: Annotated[Whole, Field(ge=0, lt=SEEDS)] = Field(0, description="Of the draws behind a bound; an exact density has none.")
     k: Annotated[Whole, Field(ge=1, le=4096)] = Field(64, description="Draws of an IWAE_k bound.")
     map: Annotated[bool, Field(strict=True)] = Field(False, description="Also the nats of every value, where the model is autoregressive.")
@@ -140,7 +142,9 @@ class ValueMap(Json):
 
 class SampleScore(Json):
     nats: float = Field(description="log p of the example, its lower bound, or an estimate of it: see protocol.")
-    bits_per_dim: float = Field(description="-nats / (dims ln 2): lower is better.")
+    bits_per_dim: float | None = Field(
+        description="-nats / (dims ln 2): lower is better; null where values are real and nats those of a density."
+    )
     dims: int
     map: ValueMap | None = Field(None, description="Where it was asked for.")
 
