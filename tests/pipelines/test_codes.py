@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.pipelines import small
 from tests.serve.conftest import Local, save
 
 Command = Callable[..., list[dict[str, Any]]]
+ROOT = Path(__file__).resolve().parents[2]
 PICTURE = Event(modality="image", shape=(1, 8, 8), levels=17)
 LABELLED = Event(modality="image", shape=(1, 8, 8), levels=17, classes=10)
 BITS = Event(modality="image", shape=(1, 8, 8), levels=2)
@@ -157,6 +159,20 @@ def test_a_path_is_the_servers_and_a_row(run: Command, models: Path, tmp_path: P
     a, b = model.codes(Noise(1, position=[0])), model.codes(Noise(2, position=[0]))
     run("interpolate", "gan", "--seeds", "1", "2", "--steps", "3", "-o", str(out))
     assert np.array_equal(np.load(out), model.interpolate(a, b, 3)[0].numpy())
+
+
+def test_the_lines_of_the_readme_run(run: Command, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines = re.findall(
+        r"^    genmodels ((?:encode|decode|interpolate) .*?)(?:  +#.*)?$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+    )
+    assert {line.split()[0] for line in lines} == {"encode", "decode", "interpolate"}
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("seven.png", "other.png", "pictures/a.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(media.png(X[number], levels_count=17))
+    for line in lines:
+        (said,) = run(*line.replace("models:/digits-vae@champion", str(models / "classes")).split())
+        assert (tmp_path / said["file"]).stat().st_size > 100
 
 
 def test_a_person_reads_what_was_written(
