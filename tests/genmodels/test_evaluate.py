@@ -238,6 +238,17 @@ def test_frechet_distance_of_two_known_gaussians() -> None:
     assert frechet(line, 3 * line + 5) == pytest.approx(25 + (3 * math.sqrt(2) - math.sqrt(2)) ** 2, abs=1e-9)
 
 
+def test_frechet_distance_where_covariances_do_not_commute() -> None:
+    """Of two by two matrices tr (A^1/2 B A^1/2)^1/2 = (tr AB + 2 (det AB)^1/2)^1/2; tr A^1/2 B^1/2 is another number."""
+    square = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64) * math.sqrt(3 / 4)  # its covariance is the identity
+    tall, bent = (torch.tensor(matrix, dtype=torch.float64) for matrix in ([[3.0, 0], [0, 0.5]], [[2.0, 0], [1.8, 0.6]]))
+    shift = torch.tensor([0.5, -1], dtype=torch.float64)
+    a, b = tall @ tall.T, bent @ bent.T
+    cross = ((a @ b).trace() + 2 * torch.linalg.det(a @ b).sqrt()).sqrt()
+    exact = shift.square().sum() + a.trace() + b.trace() - 2 * cross
+    assert frechet(square @ tall.T, square @ bent.T + shift) == pytest.approx(exact.item(), abs=1e-9)
+
+
 def test_frechet_distance_is_zero_on_itself_and_symmetric() -> None:
     a, b = gaussian(100, 64), 2 * gaussian(80, 64, seed=3)
     assert frechet(a, a) == pytest.approx(0, abs=1e-9)
