@@ -178,6 +178,26 @@ def test_a_bound_names_its_draws_and_is_compared_with_exact_baselines(tmp_path: 
     assert pair.protocol == "IWAE_5 lower bound of p(x|y) minus class_histogram's exact p(x|y)"
 
 
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_a_collapsed_code_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], collapsed: bool) -> None:
+    shards = small.digits(tmp_path, rows={"train": 100, "valid": 20, "test": 30})
+    checkpoint = small.checkpoint(tmp_path, shards, family="vae", latent=4, network="dense", semi_supervised=True)
+    if collapsed:
+        model: Any = artifact.load(checkpoint.uri)
+        torch.nn.init.zeros_(model.encoder.leave.weight)
+        torch.nn.init.zeros_(model.encoder.leave.bias)
+        said = artifact.read(checkpoint.uri)
+        artifact.save(model, checkpoint.uri, family="vae", prepare=said.prepare, labels=said.labels)
+    scores = evaluate(small.recipe(tmp_path, "evaluate.iwae=2", "evaluate.samples=10", family="vae"), checkpoint, shards)
+    units, divergence = scores.score("test", "active units"), scores.score("test", "KL a latent")
+    assert units is not None and divergence is not None and units.protocol == "Cov_x(E[z|x]) > 0.01, of 4 latents"
+    assert (units.value == 0) == (divergence.value < 1e-6) == collapsed
+    told = capsys.readouterr().err
+    assert ("posterior collapse: 0 of 4 latents are active, and all of them together say 0.000 nats" in told) == collapsed
+    right = scores.score("test", "accuracy")
+    assert right is not None and (right.n, right.protocol) == (30, "likeliest label by the recognition network q(y|x)")
+
+
 def test_sounds_are_scored_without_their_padding_and_can_be_heard(tmp_path: Path) -> None:
     shards = small.sounds(tmp_path)
     checkpoint = small.checkpoint(tmp_path, shards, family="wavenet", stacks=1, layers=3, residual=4, skip=4)
