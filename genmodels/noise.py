@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,12 @@ _SHARED = -1  # the position word of draws that belong to a whole step, not to a
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10. counter: four, key: two int64 tensors holding 32-bit words (broadcast together) -> four int64 tensors of 32-bit words."""
+    if all(word.device.type == "cpu" for word in (*counter, *key)):
+        return _on_host(counter, key)
+    return _on_device(counter, key)
+
+
+def _on_device(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -31,6 +38,28 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
         c0, c1, c2, c3 = (p1 >> 32 & _WORD) ^ c1 ^ k0, p1 & _WORD, (p0 >> 32 & _WORD) ^ c3 ^ k1, p0 & _WORD
         k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
     return c0, c1, c2, c3
+
+
+def _on_host(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same words without a new array an operation: less than half the time."""
+    k0, k1 = (word.numpy().view(np.uint64) for word in key)
+    shape = np.broadcast_shapes(*(word.shape for word in (*counter, *key)))
+    c0, c1, c2, c3 = (np.array(np.broadcast_to(word.numpy().view(np.uint64), shape)) for word in counter)
+    p0, p1 = np.empty_like(c0), np.empty_like(c0)
+    for _ in range(10):
+        np.multiply(c0, np.uint64(_MULTIPLIERS[0]), out=p0)
+        np.multiply(c2, np.uint64(_MULTIPLIERS[1]), out=p1)
+        for word, product, other, secret in ((c0, p1, c1, k0), (c2, p0, c3, k1)):
+            np.right_shift(product, np.uint64(32), out=word)
+            np.bitwise_xor(word, other, out=word)
+            np.bitwise_xor(word, secret, out=word)
+            np.bitwise_and(word, np.uint64(_WORD), out=word)  # the products keep their upper halves
+        c1, c3, p0, p1 = p1, p0, c3, c1
+        k0, k1 = k0 + np.uint64(_WEYL[0]) & np.uint64(_WORD), k1 + np.uint64(_WEYL[1]) & np.uint64(_WORD)
+    for word in (c1, c3):
+        np.bitwise_and(word, np.uint64(_WORD), out=word)
+    w0, w1, w2, w3 = (torch.from_numpy(word.view(np.int64)) for word in (c0, c1, c2, c3))
+    return w0, w1, w2, w3
 
 
 def derive(*parts: int | str) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from genmodels import noise
 from genmodels.noise import Noise, bijection, categorical, derive, initialising, philox
 
 KNOWN = {
@@ -26,6 +27,19 @@ def test_philox_gives_the_published_answers(name: str) -> None:
     counter, key, answer = KNOWN[name]
     words = philox([torch.tensor(word) for word in counter], [torch.tensor(word) for word in key])
     assert [int(word) for word in words] == answer
+
+
+def test_philox_gives_the_same_words_on_the_host_and_on_a_device() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def words(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 2**32, shape, generator=generator)
+
+    counter, key = (words(5, 1), words(5, 1), words(), words(1, 7).T.contiguous().T), (words(5, 1), words(1, 1))
+    before = [word.clone() for word in (*counter, *key)]
+    for here, there in zip(noise._on_host(counter, key), noise._on_device(counter, key), strict=True):
+        assert here.shape == (5, 7) and torch.equal(here, there.expand(5, 7))
+    assert all(map(torch.equal, before, (*counter, *key)))
 
 
 def test_uniforms_are_uniform_and_on_their_grid() -> None:
