@@ -54,7 +54,7 @@ class Posterior(Iterated, Density):
         rhat: float = 1.01
         prior_scale: float = 1.0
         components: int = 2
-        leapfrog: int = 10
+        leapfrog: int = 32
         samples: int = 16
         lr: float = 0.05
         parent: dict[str, Any] | str | None = None
