@@ -45,7 +45,7 @@ class Linear(nn.Module):
 def test_gradient_penalty_of_a_linear_critic(autocast: bool, shape: tuple[int, ...]) -> None:
     """(|w| - 1)^2 with the norm over channels, rows and columns of one picture; in float32 under autocast too."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    critic, x = Linear(weight), torch.randn(5, *shape)
+    critic, x = Linear(weight), Noise(0, position=range(5)).normal("x", shape)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         squared, penalty = squared_gradients(critic, x, None), unit_norm_penalty(critic, x, None)
     assert penalty.dtype == torch.float32 and penalty.shape == (5,)
@@ -57,7 +57,7 @@ def test_gradient_penalty_of_a_linear_critic(autocast: bool, shape: tuple[int, .
 
 @pytest.mark.parametrize("config", [{}, {"spectral": True, "conditioning": "projection"}])
 def test_a_real_critic_s_penalty_keeps_float32_under_autocast(config: dict[str, Any]) -> None:
-    model, x = model_of(**config), torch.rand(4, 1, 8, 8) * 2 - 1
+    model, x = model_of(**config), 2 * Noise(0, position=range(4)).uniform("x", (1, 8, 8)) - 1
     plain = squared_gradients(model.critic, x, torch.tensor([0, 1, 2, 0]))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(squared_gradients(model.critic, x, torch.tensor([0, 1, 2, 0])), plain, rtol=1e-6, atol=1e-8)
