@@ -79,7 +79,7 @@ def rows(reference: Found, found: Sequence[Found], evidence: Evidence | None) ->
     """A row of figures a method, the reference's own first. Errors are root mean squares over the coordinates: of means in the reference's standard
     deviations, of variances relative to the reference's; `by_chance` is what two sets of so many effective draws from one law would show."""
     truth = moments(reference)
-    moved = truth.variance > 0  # bits that the data decide for good have no deviation to measure in
+    moved = truth.variance > 1e-24 * (1 + truth.mean**2)  # bits that the data decide for good have no deviation to measure in
     return [
         _row(reference, truth, None, moved, evidence),
         *(_row(each, None if each.failed else moments(each), truth, moved, evidence) for each in found),
@@ -104,8 +104,8 @@ def _row(found: Found, own: Moments | None, truth: Moments | None, moved: NDArra
 
 
 def _errors(own: Moments, truth: Moments, moved: NDArray[np.bool_]) -> dict[str, float]:
-    mean = ((own.mean - truth.mean) / np.sqrt(truth.variance))[moved]
-    variance = (own.variance / truth.variance)[moved] - 1
+    mean = (own.mean - truth.mean)[moved] / np.sqrt(truth.variance[moved])
+    variance = own.variance[moved] / truth.variance[moved] - 1
     return {
         "mean_error": _root_mean_square(mean),
         "mean_by_chance": float(np.sqrt(np.mean((own.mean_error + truth.mean_error)[moved]))),

@@ -1,6 +1,7 @@
 """One method of inference on a recipe's posterior: the very model that `genmodels run` would make of that method, and what came of it."""
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -97,7 +98,7 @@ def found(recipe: Recipe, shards: Shards) -> tuple[Found, Evidence | None]:
     draws, chains = target.constrain(model.theta[:, :kept].data), model.config.method in CHAINS
     result = Found(
         method=model.config.method,
-        names=target.natural,
+        names=readable(target.natural, shards.prepare.get("features", ())),
         draws=np.ascontiguousarray((draws if chains else draws.reshape(1, -1, draws.shape[-1])).numpy()),
         chains=chains,
         elbo=None if chains else bound(model, target),
@@ -107,6 +108,13 @@ def found(recipe: Recipe, shards: Shards) -> tuple[Found, Evidence | None]:
         errors=round(sum(record.get("refused", 0.0) for record in records)),
     )
     return result, evidence(model, target)
+
+
+def readable(names: Sequence[str], features: Sequence[str]) -> tuple[str, ...]:
+    """The unknowns' names with the table's columns in place of their numbers."""
+    return tuple(
+        re.sub(r"(\d+)\]", lambda found: f"{features[int(found[1])]}]", name) if "[" in name and features else name for name in names
+    )
 
 
 def bound(model: Posterior, target: Target) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def ranks(found: Found, names: Sequence[str], coordinates: Sequence[int]) -> byt
     """In how many draws each chain holds which ranks among all chains: even bars where they mix."""
     with _drawing() as arviz:
         grid = (-(-len(coordinates) // 2), min(2, len(coordinates)))
-        axes = arviz.plot_rank(_data(arviz, found, names, coordinates), figsize=(10, 2.8 * grid[0]), grid=grid, textsize=8)
+        axes = arviz.plot_rank(_data(arviz, found, names, coordinates), figsize=(10, 3 * grid[0]), grid=grid)
         return _png(axes, tight=True)
 
 

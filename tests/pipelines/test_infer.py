@@ -1,0 +1,193 @@
+"""Ways of inference on one posterior: what is far off shows, what chance explains is told apart from it, and no chain is shown without its R-hat."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from genmodels.core import Event
+from pipelines import cli, comparison, inference, inference_report
+from pipelines import recipe as recipes
+from pipelines.comparison import Evidence, Found
+from pipelines.errors import Refused
+from pipelines.recipe import Recipe
+from pipelines.records import Shards
+from pipelines.shards import open_shards, schema
+
+FEATURES = ("height", "weight")
+EVENT = Event(modality="table", shape=(1,), levels=0, condition=Event(modality="table", shape=(2,), levels=0))
+
+
+def draws(seed: int, chains: int = 4, n: int = 2000) -> np.ndarray:
+    """(chains, n, 3) independent, of means 1, -2, 30 and scales 1, 0.1, 7."""
+    return np.random.default_rng(seed).standard_normal((chains, n, 3)) * [1, 0.1, 7] + [1, -2, 30]
+
+
+REFERENCE = Found(method="gibbs", draws=draws(0, n=5000), names=("a", "b", "c"), seconds=2.0)
+
+
+def row(found: Found, evidence: Evidence | None = None) -> dict[str, Any]:
+    """The figures beside the reference."""
+    return comparison.rows(REFERENCE, [found], evidence)[1]
+
+
+def test_chance_explains_the_error_of_the_same_law_and_no_other() -> None:
+    """Over 30 seeds the errors of draws from the reference's law are what chance foretells; a shift or a wrong scale is not."""
+    same = [row(Found(method="hmc", draws=draws(seed), seconds=1.0)) for seed in range(1, 31)]
+    for what in ("mean", "variance"):
+        ratio = np.sqrt(np.mean([(each[f"{what}_error"] / each[f"{what}_by_chance"]) ** 2 for each in same]))
+        assert 0.75 < ratio < 1.3
+    off = draws(40) + np.array([0.3, 0.0, 0.0])
+    assert row(Found(method="hmc", draws=off))["mean_error"] == pytest.approx(0.3 / math.sqrt(3), rel=0.15)
+    narrow = (draws(41) - [1, -2, 30]) * [1, 0.5, 1] + [1, -2, 30]
+    assert row(Found(method="vi-diagonal", draws=narrow.reshape(1, -1, 3), chains=False))["variance_error"] == pytest.approx(
+        0.75 / math.sqrt(3), rel=0.1
+    )
+
+
+def test_correlated_draws_are_counted_by_their_effective_number() -> None:
+    held = np.repeat(draws(2, n=500), 8, axis=1)
+    found = row(Found(method="metropolis", draws=held, seconds=4.0))
+    assert found["mean_by_chance"] == pytest.approx(math.sqrt(1 / 2000 + 1 / 20_000), rel=0.15)
+    assert found["ess_per_second"] == pytest.approx(found["ess"] / 4) and found["ess"] < 3000
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_chains_apart_are_told_and_never_without_their_rhat(stuck: bool) -> None:
+    apart = draws(3) + np.arange(4.0)[:, None, None] * np.array([3, 0.3, 20])
+    found = row(Found(method="mala", draws=np.broadcast_to(apart[:1, :1], apart.shape).copy() if stuck else apart, seconds=1.0))
+    assert found["converged"] is False and (found["rhat"] is None) == stuck
+    cells = inference_report.cells(found)
+    assert cells[-1].endswith(", not converged")
+    result = {"rows": [row(REFERENCE) | {"role": "reference"}, found], "evidence": None}
+    assert any(line.startswith("mala: chains have not converged (R-hat ") for line in inference_report.notes(result))
+    assert inference_report._named(result, [Found(method="mala", draws=apart)]).keys() == {f"mala (R-hat {cells[-1]})"}
+
+
+def test_a_gap_is_to_an_exact_evidence_or_called_an_estimate() -> None:
+    found = Found(method="vi-full", draws=draws(4).reshape(1, -1, 3), chains=False, elbo=(-12.0, 0.03))
+    exact = row(found, Evidence(value=-10.5, stderr=0.0, exact=True, method="closed form"))
+    assert (exact["gap"], exact["gap_is"], exact["rhat"], exact["converged"]) == (1.5, "exact", None, None)
+    estimated = row(found, Evidence(value=-10.5, stderr=0.04, exact=False, method="importance sampling"))
+    assert estimated["gap_is"] == "estimate" and estimated["gap_stderr"] == pytest.approx(0.05)
+    assert inference_report.cells(estimated)[4] == "1.50 (estimate)" and inference_report.cells(exact)[4] == "1.50"
+    assert inference_report.cells(row(found))[4] == "-"
+
+
+def test_what_the_data_decide_for_good_has_no_error() -> None:
+    fixed = replace(REFERENCE, draws=np.concatenate([REFERENCE.draws, np.ones((4, 5000, 1))], 2))
+    found = Found(method="gibbs", draws=np.concatenate([draws(5), np.ones((4, 2000, 1))], 2), seconds=1.0)
+    first, second = comparison.rows(fixed, [found], None)
+    assert first["converged"] and second["converged"] and second["mean_error"] < 0.1
+
+
+def table(root: Path, n: int = 60) -> Shards:
+    """A target of two features, 7 + 2 height - weight and noise, as finished Shards of one split."""
+    rng, folder = np.random.default_rng(6), root / "shards" / "line"
+    folder.mkdir(parents=True)
+    c = rng.standard_normal((n, 2)).astype(np.float32) * [1, 30] + [170, 60]
+    x = (7 + 2 * c[:, :1] - c[:, 1:] + 5 * rng.standard_normal((n, 1))).astype(np.float32)
+    form = schema(EVENT)
+    tensors = {"values": (x, 1), "condition": (c.astype(np.float32), 2)}
+    columns: dict[str, Any] = {"id": pa.array([f"{i:06d}" for i in range(n)]), "source": pa.array([f"{i}" for i in range(n)])}
+    for name, (value, dims) in tensors.items():
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1)), dims)
+        columns[name] = pa.ExtensionArray.from_storage(form.field(name).type, flat)
+    columns["label"] = pa.nulls(n, pa.int32())
+    pq.write_table(pa.table([columns[key] for key in form.names], schema=form), folder / "train-00000.parquet")
+    files = [{"name": "train-00000.parquet", "split": "train", "rows": n, "row_groups": [n]}]
+    prepare = {"modality": "table", "features": list(FEATURES), "target": "y"}
+    about = {"files": files, "fingerprint": "t00000000000", "event": EVENT.to_json(), "labels": [], "prepare": prepare}
+    (folder / "manifest.json").write_text(json.dumps(about))
+    return open_shards(str(folder))
+
+
+def recipe(root: Path, *changes: str, **model: Any) -> Recipe:
+    values = {
+        "name": "line",
+        "storage": str(root),
+        "data": {"source": "diabetes", "table": {"target": "target", "kind": "regression"}},
+        "model": {"family": "posterior", "target": "linear", "warmup": 100, "draws": 200, **model},
+        "train": {"steps": 6},
+        "infer": {"reference_draws": 800},
+    }
+    return recipes.check(recipes.set_keys(values, changes))
+
+
+def test_importance_sampling_finds_the_evidence_that_is_known(tmp_path: Path) -> None:
+    asked, shards = recipe(tmp_path, method="gibbs"), table(tmp_path)
+    found, exact = inference.found(asked, shards)
+    assert exact is not None and exact.exact and found.names == ("intercept", "w[height]", "w[weight]", "precision")
+    model, data = inference.fresh(asked, shards), inference._data(asked, shards)
+    target = model.target(data)
+    model.theta.data.copy_(torch.from_numpy(np.concatenate([found.draws[..., :3], np.log(found.draws[..., 3:])], 2)))
+    model.kept.fill_(200)
+    estimate = inference.evidence(model, replace(target, evidence=lambda: None))
+    assert estimate is not None and not estimate.exact and 0 < estimate.stderr < 0.05
+    assert estimate.value == pytest.approx(exact.value, abs=4 * estimate.stderr)
+
+
+def test_a_gap_is_the_divergence_and_no_bound_passes_the_evidence(tmp_path: Path) -> None:
+    shards = table(tmp_path)
+    gaps = {}
+    for method in ("vi-mean-field", "vi-full", "vi-diagonal"):
+        found, evidence = inference.found(recipe(tmp_path, method=method), shards)
+        assert not found.failed and not found.chains and found.elbo is not None and evidence is not None
+        gaps[method] = evidence.value - found.elbo[0]
+        assert gaps[method] > -4 * max(found.elbo[1], 1e-9)
+    assert gaps["vi-mean-field"] < gaps["vi-diagonal"] + 0.1
+
+
+def test_the_reference_is_a_long_run_of_a_seed_of_its_own(tmp_path: Path) -> None:
+    shards = table(tmp_path)
+    asked = recipe(tmp_path, method="hmc")
+    long = inference.reference_recipe(asked, inference.fresh(asked, shards))
+    config = long.model.config
+    assert (config["method"], config["draws"], config["chains"]) == ("gibbs", 200, 4) and long.train.seed != asked.train.seed
+    chosen = recipe(tmp_path, "infer.reference=hmc", "infer.reference_draws=4001")
+    config = inference.reference_recipe(chosen, inference.fresh(chosen, shards)).model.config
+    assert config["method"] == "hmc" and config["draws"] % 2 == 0 and 4 * config["draws"] >= 4001
+
+
+def test_a_method_that_cannot_is_a_row_that_says_why(tmp_path: Path) -> None:
+    found, _ = inference.found(recipe(tmp_path, "train.steps=2"), table(tmp_path))
+    assert found.failed == "0 draws a chain after 2 passes; raise train.steps"
+    cells = inference_report.cells(row(found))
+    assert cells[1] == f"failed: {found.failed}" and set(cells[2:]) == {""}
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = recipe(tmp_path)
+    model = inference.fresh(asked, table(tmp_path))
+    with pytest.raises(Refused, match=r"infer\.methods: vi-wide of target linear; it has gibbs, hmc,"):
+        inference.methods(model, ["vi-wide"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["infer", "digits-mixture", "--set", f"storage={tmp_path}"])
+    said = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and said.endswith("model.family is mixture, wanted posterior") and "\n" not in said
+
+
+@pytest.mark.ray
+def test_infer_compares_on_ray_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "line.yaml"
+    path.write_text(json.dumps(recipes.dump(recipe(tmp_path, "infer.methods=[gibbs, metropolis, vi-full]"))))
+    for again in (False, True):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["infer", str(path), "--json"])
+        out = capsys.readouterr()
+        assert end.value.code == 0, out.err
+        lines = [json.loads(line) for line in out.out.splitlines()]
+        assert [line["method"] for line in lines if line.get("row")] == ["gibbs", "gibbs", "metropolis", "vi-full"]
+        result = lines[-1]
+        assert result["evidence"]["exact"] and result["parameters"][1] == "w[age]"
+        assert any(line.get("status") == "reused" and line["stage"] == "infer" for line in lines) == again
+    page = Path(result["report"]).read_text()
+    assert page.count("data:image/png;base64,") == 1 + 2 * 3 and "not converged" in page and "--set model.method=" in page
+    assert np.load(Path(result["uri"]) / "draws" / "vi-full.npz")["draws"].shape[2] == 12
