@@ -175,12 +175,14 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
             with torch.no_grad():
                 data = self._with_labels(batch, noise)
                 negative = self._negative(data, noise)
-            free = self.units.free_energy(torch.cat([data, negative]))
+            both = torch.cat([data, negative])
+            inputs = self.units.inputs(both)
+            free = self.units.free_energy(both, inputs)
             loss = free[: len(data)].mean() - free[len(data) :].mean()
             if self.config.discriminative and batch.y is not None:
                 nats = F.nll_loss(self.classify(batch.x), batch.y, ignore_index=-1, reduction="sum") / len(data)
                 loss = loss + self.config.discriminative * nats
-            return loss, {"pseudo_log_likelihood": self._pseudo(data.detach(), noise)}
+            return loss, {"pseudo_log_likelihood": self._pseudo(data, inputs[: len(data)], noise)}
 
     def _with_labels(self, batch: Batch, noise: Noise) -> Tensor:
         """(B, V): bits and one-hot labels, those that are missing drawn from p(y | x)."""
@@ -211,9 +213,9 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
         return v
 
     @torch.no_grad()
-    def _pseudo(self, v: Tensor, noise: Noise) -> Tensor:
+    def _pseudo(self, v: Tensor, inputs: Tensor, noise: Noise) -> Tensor:
         """() nats: D log p(x_i | all others) at one random bit i a row: an estimate of the log pseudo-likelihood, which is no likelihood."""
-        units, inputs = self.units, self.units.inputs(v)
+        units = self.units
         place = (noise.uniform("flip") * units.bits).long()
         turned = 1 - 2 * v.gather(1, place[:, None])
         other = inputs + turned * units.weight[:, place].T

@@ -61,9 +61,9 @@ class Units:
         """h (B, H) -> (B, V): those of p(v | h)."""
         return torch.addmm(self.visible, h, self.weight)
 
-    def free_energy(self, v: Tensor) -> Tensor:
-        """v (B, V) -> (B,) nats: -log sum_h exp(-E(v, h)) = -b.v - sum_j softplus(c_j + W_j.v)."""
-        return -(v @ self.visible) - F.softplus(self.inputs(v)).sum(1)
+    def free_energy(self, v: Tensor, inputs: Tensor) -> Tensor:
+        """v (B, V) and its inputs (B, H) -> (B,) nats: -log sum_h exp(-E(v, h)) = -b.v - sum_j softplus(c_j + W_j.v)."""
+        return -(v @ self.visible) - F.softplus(inputs).sum(1)
 
     def under_each(self, x: Tensor) -> Tensor:
         """x (B, D) -> (B, H, classes or 1): the logits of p(h | x, y) for every label y."""

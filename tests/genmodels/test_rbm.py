@@ -365,7 +365,8 @@ def test_an_unlabelled_row_teaches_what_the_label_summed_out_teaches() -> None:
     x = states(LABELLED)[5:6].expand(rows, -1)
     unlabelled, noise = batch_of(x, torch.full((rows,), -1)), Noise(3, position=range(rows))
     parameters = list(model.parameters())
-    found = torch.autograd.grad(model.units.free_energy(model._with_labels(unlabelled, noise)).mean(), parameters)
+    v = model._with_labels(unlabelled, noise)
+    found = torch.autograd.grad(model.units.free_energy(v, model.units.inputs(v)).mean(), parameters)
     wanted = torch.autograd.grad(model.energy(x[:1]).mean(), parameters)
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0.015)
