@@ -39,7 +39,7 @@ BINARY: dict[str, Setting] = {
         lr=2e-3,
         family="vae",
     ),
-    "helmholtz": Setting({"hidden": (200, 200)}, batch=100, lr=2e-3),
+    "helmholtz": Setting({"hidden": (200, 200)}, batch=50, lr=6e-3, precision="f32"),
     "rbm": Setting({"hidden": 500, "k": 5, "particles": 100, "temperatures": 10_000}, batch=100, lr=1e-2, precision="f32"),
 }
 LEVELS: dict[str, Setting] = {
