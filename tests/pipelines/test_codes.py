@@ -82,7 +82,12 @@ def served(models: Path, name: str, verb: str, body: dict[str, Any]) -> Any:
         local.close()
 
 
-def test_features_of_a_folder_are_the_servers_means_under_the_files_names(run: Command, models: Path, tmp_path: Path) -> None:
+def test_features_of_a_folder_are_the_servers_means_under_the_files_names(
+    run: Command, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the names, whatever order the disk has them in."""
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: sorted(listed(self, pattern), reverse=True))
     out = tmp_path / "f.parquet"
     (said,) = run("encode", "vae", "folder", "rows.npy", "-o", str(out))
     table = pq.read_table(out)
