@@ -5,6 +5,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,9 +103,9 @@ def number(value: Any) -> float:
 
 def _why(value: Any) -> str:
     text = "" if value is None else str(value).strip()
-    if not text or (not isinstance(value, str) and math.isnan(number(value))):
+    if text.lower() in ("", "nan"):
         return "has no value"
-    return f"holds {text[:40]}, not finite in 32 bits" if not math.isnan(number(text)) else f"holds {text[:40]!r}, no number"
+    return f"holds {text[:40]!r}, no number" if math.isnan(number(text)) else f"holds {text[:40]}, not finite in 32 bits"
 
 
 def _labels(target: str | None, rows: Columns) -> tuple[list[str | None], dict[int, str]]:
@@ -259,7 +260,7 @@ def layout(wanted: TableData, columns: Mapping[str, str | None], own: set[str]) 
 def _files(source: str) -> tuple[Tree, tuple[str, ...]]:
     """A file, or those of a folder: all CSV or all Parquet."""
     url = storage.absolute(source)
-    if url.lower().endswith((*CSV, *PARQUET)):
+    if url.lower().endswith((*CSV, *PARQUET)) and not (storage.is_local(url) and Path(url).is_dir()):
         parent, _, name = url.rpartition("/")
         return Tree(parent), (name,)
     place = tree_at(url)
