@@ -112,9 +112,10 @@ def found(recipe: Recipe, shards: Shards) -> tuple[Found, Evidence | None]:
 
 def readable(names: Sequence[str], features: Sequence[str]) -> tuple[str, ...]:
     """The unknowns' names with the table's columns in place of their numbers."""
-    return tuple(
-        re.sub(r"(\d+)\]", lambda found: f"{features[int(found[1])]}]", name) if "[" in name and features else name for name in names
-    )
+    if not features:
+        return tuple(names)
+    # The last number in brackets is a column's, of all that is one value a column.
+    return tuple(name if name.startswith("pi") else re.sub(r"(\d+)\]", lambda found: f"{features[int(found[1])]}]", name) for name in names)
 
 
 def bound(model: Posterior, target: Target) -> tuple[float, float]:
@@ -137,7 +138,7 @@ def evidence(model: Posterior, target: Target) -> Evidence | None:
     theta, log_q = _student(draws.mean(0), torch.linalg.cholesky(draws.T.cov() + 1e-12 * torch.eye(draws.shape[1]).double()))
     weights = target.log_density(theta) - log_q
     # Components can change places: their region in order is looked at alone, and holds one part of so many alike.
-    weights = torch.where((target.ordered(theta) == theta).all(1), weights, -math.inf)
+    weights = torch.where((target.ordered(theta) - theta).abs().amax(1) < 1e-6, weights, -math.inf)
     copies = math.lgamma(model.config.components + 1) if model.config.target == "mixture" else 0.0
     value = float(torch.logsumexp(weights, 0)) - math.log(WEIGHED)
     share = torch.exp(weights - value)

@@ -1,5 +1,6 @@
 """Ways of inference on one posterior: what is far off shows, what chance explains is told apart from it, and no chain is shown without its R-hat."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -12,7 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from genmodels.core import Event
+from genmodels.core import Batch, Event
+from genmodels.iterate import Iteration
+from genmodels.models.posterior import Posterior
+from genmodels.models.posterior_mixture import RATE, SHAPE
+from genmodels.train import TrainConfig
+from genmodels.zoo import build
 from pipelines import cli, comparison, inference, inference_report
 from pipelines import recipe as recipes
 from pipelines.comparison import Evidence, Found
@@ -132,6 +138,33 @@ def test_importance_sampling_finds_the_evidence_that_is_known(tmp_path: Path) ->
     estimate = inference.evidence(model, replace(target, evidence=lambda: None))
     assert estimate is not None and not estimate.exact and 0 < estimate.stderr < 0.05
     assert estimate.value == pytest.approx(exact.value, abs=4 * estimate.stderr)
+
+
+def test_importance_sampling_counts_the_orders_of_components() -> None:
+    """A mixture of two, whose evidence is a sum over who belongs where: each term is known, all priors being conjugate."""
+    event = Event(modality="table", shape=(1,), levels=0)
+    x = torch.tensor([[-3.1], [-2.7], [-3.3], [-2.9], [-3.0], [-2.8], [2.6], [3.2], [3.4], [2.8], [3.1], [2.9]])
+    model = build("posterior", event, target="mixture", method="gibbs", prior_scale=2.0, warmup=200, draws=500)
+    assert isinstance(model, Posterior)
+    data = [Batch(x=x, position=torch.arange(len(x)))]
+    Iteration(model, TrainConfig(steps=8)).run(lambda _: data, until=8)
+    estimate = inference.evidence(model, model.target(data))
+    z = torch.tensor(list(itertools.product((0, 1), repeat=len(x))))
+    scale = x.double().std(correction=0)
+    standard = ((x.double() - x.double().mean()) / scale)[:, 0]
+    terms = _alone(standard, z == 0) + _alone(standard, z == 1) - math.lgamma(len(x) + 2)
+    exact = float(torch.logsumexp(terms, 0) - len(x) * scale.log())
+    assert estimate is not None and not estimate.exact and estimate.stderr < 0.05
+    assert estimate.value == pytest.approx(exact, abs=4 * estimate.stderr + 0.02)
+
+
+def _alone(x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """(Z,) nats of the points of one component, whose mean and precision are integrated out, and of its weight's share of the Dirichlet."""
+    strength, n = 0.25, own.sum(1).double()
+    first, second = own.double() @ x, own.double() @ x.square()
+    rate = RATE + (second - first.square() / (strength + n)) / 2
+    known = SHAPE * math.log(RATE) - math.lgamma(SHAPE) + torch.lgamma(SHAPE + n / 2) - (SHAPE + n / 2) * rate.log()
+    return known + (math.log(strength) - (strength + n).log() - n * math.log(2 * math.pi)) / 2 + torch.lgamma(n + 1)
 
 
 def test_a_gap_is_the_divergence_and_no_bound_passes_the_evidence(tmp_path: Path) -> None:
