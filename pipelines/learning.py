@@ -32,6 +32,7 @@ from pipelines import features, parents
 from pipelines.errors import Refused
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
+from pipelines.repeated import Repeated
 from pipelines.sections import Train
 from pipelines.shards import WHOLE_BYTES, Stream, examples, manifest, row_bytes
 from pipelines.shown import shares
@@ -201,6 +202,8 @@ class Learning:
         """The batches of descent: an endless stream, shuffled, of which each worker reads its slices."""
         train = self.recipe.train
         stream = Stream(self.shards, "train", seed=train.seed, labels=train.labels)
+        if train.labelled_every:
+            stream = Repeated(stream, self.shards, labels=train.labels, every=train.labelled_every)
 
         def read(step: int) -> Batch:
             batch = stream.batch(step, train.batch_size, rank=self.rank, workers=self.workers)

@@ -161,6 +161,8 @@ class Train(Section):
     """Examples of a step, over all workers together."""
     labels: Annotated[int, Field(ge=1)] | None = None
     """Show only so many labels of the train split, the same number of each class, the first in hash order; left out: all of them."""
+    labelled_every: Annotated[int, Field(ge=1)] | None = None
+    """With labels: every so manieth example is one that shows its label, taken again and again; left out: as rarely as they come."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of every objective that names none of its own."""
@@ -184,6 +186,12 @@ class Train(Section):
     """Keep the weights with the best validation score, where the family has one; else the last step's."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     max_failures: Annotated[int, Field(ge=0)] = 3
+
+    @model_validator(mode="after")
+    def _labels_to_repeat(self) -> "Train":
+        if self.labelled_every and not self.labels:
+            raise ValueError(f"labelled_every {self.labelled_every} without labels; say in labels how many are shown, or leave it out")
+        return self
 
 
 class Search(Section):

@@ -48,7 +48,7 @@ def output(recipe: Recipe, shards: Shards) -> Output:
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """The keys of the recipe's train section that affect the result."""
     values = {key: value for key, value in recipe.train.model_dump(mode="json").items() if key not in _INDIFFERENT}
-    return values if recipe.train.labels else {key: value for key, value in values.items() if key != "labels"}
+    return {key: value for key, value in values.items() if value is not None or key not in ("labels", "labelled_every")}
 
 
 def train(recipe: Recipe, shards: Shards) -> Checkpoint:

@@ -73,7 +73,7 @@ def learn(recipe: Recipe, model: GenerativeModel, batches: Callable[[int], Batch
 
 def test_the_recipes_of_the_readme_are_shipped() -> None:
     text = (ROOT / "README.md").read_text()
-    assert set(recipes.names()) == set(re.findall(r"^\| `([a-z]+(?:-[a-z]+)+)` \|", text, flags=re.MULTILINE))
+    assert set(recipes.names()) == set(re.findall(r"^\| `([a-z]+(?:-[a-z0-9]+)+)` \|", text, flags=re.MULTILINE))
 
 
 def test_every_command_that_the_readme_names_exists() -> None:
