@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.waiting import loaded
 from genmodels import artifact, load
-from genmodels.core import GenerativeModel, Trained
+from genmodels.core import Event, GenerativeModel, Trained
 from genmodels.evaluate import evaluating, frechet
 from genmodels.evaluate.histogram import histograms
 from genmodels.machine import equality_class
@@ -101,10 +101,11 @@ def measure(name: str, shards: Shards, space: Classifier, real: tuple[Tensor, Te
     begun = time.perf_counter()
     steps = learn(model, game, shards, asked.seconds, asked.threads)
     spent = time.perf_counter() - begun
-    torch.set_num_threads(asked.threads)
+    if asked.out:
+        artifact.save(model, asked.out / asked.set / slug(name), family="gan", prepare=shards.prepare, labels=shards.labels)
     row = {"model": name, "seconds": round(spent, 1), "steps": steps, **scored(model, space, real)}
     if asked.out:
-        keep(model, row, shards, asked.out / asked.set)
+        keep(model, row, shards.event, asked.out / asked.set)
     return row
 
 
@@ -114,13 +115,12 @@ def scored(model: GenerativeModel, space: Classifier, real: tuple[Tensor, Tensor
     return {"distance": frechet(space(real[0]), fake), "n_real": len(real[0]), "n_fake": len(fake), "parameters": parameters}
 
 
-def keep(model: GenerativeModel, row: Mapping[str, Any], shards: Shards, place: Path) -> None:
-    """The figures, the model's folder and a sheet with a row of samples a label."""
+def keep(model: GenerativeModel, row: Mapping[str, Any], event: Event, place: Path) -> None:
+    """The figures, beside the model's folder, and a sheet with a row of samples a label."""
     name = slug(row["model"])
-    artifact.save(model, place / name, family="gan", prepare=shards.prepare, labels=shards.labels)
-    labels, columns = sheet.layout(shards.event, 10 * shards.event.classes)
+    labels, columns = sheet.layout(event, 10 * event.classes)
     levels = model.sample(len(labels or ()), seed=0, y=labels).numpy()
-    (place / f"{name}.png").write_bytes(sheet.pictures(levels, shards.event, columns, scale=2))
+    (place / f"{name}.png").write_bytes(sheet.pictures(levels, event, columns, scale=2))
     (place / f"{name}.json").write_text(json.dumps({**row, "machine": equality_class()}, indent=2))
 
 
