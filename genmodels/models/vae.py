@@ -168,9 +168,9 @@ class VAE(Trained, Bounded, Encodes, Decodes, Completes, Classifies):
         return noise.normal(tag, (k, self.config.latent)).to(torch.promote_types(self._dtype, torch.float32))
 
     def _log_mean_weight(self, x: Tensor, y: Tensor | None, q: Normal, eps: Tensor) -> Tensor:
-        """logsumexp(log w) - log k (Burda et al., eq. 8), over chunks of codes."""
+        """logsumexp(log w) - log k (Burda et al., eq. 8), over chunks of codes where nothing of them is kept."""
         k = eps.shape[1]
-        chunk = max(1, ROWS // len(x))
+        chunk = k if torch.is_grad_enabled() else max(1, ROWS // len(x))
         log_w = [self._log_weights(x, y, q, eps[:, start : start + chunk]) for start in range(0, k, chunk)]
         return torch.logsumexp(torch.cat(log_w, dim=1), dim=1) - math.log(k)
 
