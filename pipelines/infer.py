@@ -87,7 +87,7 @@ def _run(recipe: Recipe, shards: Shards) -> tuple[Found, list[Found], Evidence |
 def _each(tasks: Sequence[Recipe], shards: Shards) -> Iterator[tuple[int, tuple[Found, Evidence | None]]]:
     """What every task found, as they end, with its number."""
     ray = cluster.connect()
-    remote = ray.remote(num_cpus=cluster.core(), max_calls=1)(_task)
+    remote = ray.remote(num_cpus=cluster.core())(_task)
     waiting = {remote.remote(task, shards): index for index, task in enumerate(tasks)}
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
