@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genmodels.core import Bounded, Classifies, Decodes, Density, Energy, GenerativeModel, Partition
+from genmodels.evaluate import grounds
 from genmodels.noise import Noise
 from serve import code_requests, media_types, requests
 from serve.batching import Batcher
@@ -247,5 +248,5 @@ def _protocol(model: GenerativeModel, asked: Weigh, partition: LogPartition | No
     given = ",".join(name for name, value in (("y", asked.y), ("c", model.event.condition)) if value is not None)
     what = f"p(x|{given})" if given else "p(x)"
     if partition is None:
-        return f"exact {what}" if isinstance(model, Density) else f"IWAE_{asked.k} lower bound of {what}"
+        return (f"exact {what}" if isinstance(model, Density) else f"IWAE_{asked.k} lower bound of {what}") + grounds(model)
     return Partition(**partition.model_dump()).protocol(what)

@@ -14,7 +14,7 @@ from genmodels.evaluate.collapse import collapse
 from genmodels.evaluate.features import Features, frechet, frechet_score
 from genmodels.evaluate.gaussian import Gaussian, baselines
 from genmodels.evaluate.histogram import Histogram, histograms
-from genmodels.evaluate.likelihood import Likelihoods, evaluating, has_likelihood, labelled, likelihoods
+from genmodels.evaluate.likelihood import Likelihoods, evaluating, grounds, has_likelihood, labelled, likelihoods
 from genmodels.evaluate.score import Score
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "evaluating",
     "frechet",
     "frechet_score",
+    "grounds",
     "has_likelihood",
     "histograms",
     "likelihoods",

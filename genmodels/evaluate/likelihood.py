@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genmodels.core import Batch, Bounded, Density, Energy, GenerativeModel, Partition
+from genmodels.core import Batch, Bounded, Density, Energy, GenerativeModel, Iterated, Partition
 from genmodels.evaluate.score import Score
 from genmodels.noise import Noise
 
@@ -171,11 +171,21 @@ def _protocol(model: GenerativeModel, known: Tensor, size: Tensor, iwae: int, lo
     labels, given = int(known.sum()) if model.event.classes else 0, "c" if model.event.condition else ""
     what, unlabelled = _density("y" if labels else "", given), _density("", given)
     text = f"exact {what}" if isinstance(model, Density) else f"IWAE_{iwae} lower bound of {what}"
+    text += grounds(model)
     if 0 < labels < len(known):
         text += f", {unlabelled} for {len(known) - labels} without a label"
     if bool((size != size[0]).any()):
         text += f", all nats over all {int(size.sum())} valid steps"
     return text
+
+
+def grounds(model: GenerativeModel) -> str:
+    """What the density of a posterior rests on, and whether that can be relied on; empty for other models."""
+    found = model.findings() if isinstance(model, Iterated) else {}
+    if "draws" not in found:
+        return ""
+    agreement = f", R-hat {found['rhat']:.3f}" if "rhat" in found else ""
+    return f" given {found['draws']:,} draws by {found['method']}{agreement}" + ("" if found["converged"] else ", not converged")
 
 
 def _density(*given: str) -> str:

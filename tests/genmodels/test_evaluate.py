@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genmodels.core import Batch, Bounded, Energy, Event, GenerativeModel
+from genmodels.core import Batch, Bounded, Energy, Event, GenerativeModel, Iterated
 from genmodels.evaluate import Features, Histogram, evaluate, evaluating, frechet, frechet_score, histograms, likelihoods, validation
 from genmodels.noise import Noise
 from genmodels.zoo import build
@@ -325,3 +325,20 @@ def test_an_energy_is_scored_by_its_log_partition_and_says_whether_that_was_coun
             "estimate of p(x) (log Z by AIS, "
         )
         assert log_z.stderr is not None and log_z.stderr > 0
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(1, "not converged"), (40, "R-hat 1.0")])
+def test_a_posterior_is_scored_with_its_r_hat(rounds: int, said: str) -> None:
+    """A density of draws names them, and chains that have not converged are told wherever it is printed."""
+    features = Noise(3, position=range(60)).normal("c", (2,))
+    target = features.sum(1, keepdim=True) + Noise(3, position=range(60)).normal("x", (1,))
+    table = Event(modality="table", shape=(1,), levels=0, condition=Event(modality="table", shape=(2,), levels=0))
+    model = build("posterior", table, method="gibbs" if rounds > 1 else "metropolis", chains=4)
+    assert isinstance(model, Iterated)
+    data = Batch(x=target, c=features, position=torch.arange(60))
+    for step in range(rounds):
+        if not model.converged:
+            model.iterate([data], Noise(0, position=torch.empty(0, dtype=torch.int64), step=step))
+    assert model.converged == (rounds > 1)
+    (nll,) = evaluate(model, [data], split="test")
+    assert nll.name == "nll" and nll.protocol.startswith("exact p(x|c) given ") and said in nll.protocol
