@@ -60,7 +60,8 @@ def output(recipe: Recipe, shards: Shards) -> Output:
     from pipelines.train import decisive
 
     assert recipe.infer is not None
-    model = [MODELS["posterior"].VERSION, recipe.model.config]
+    family = MODELS["posterior"]
+    model = [family.VERSION, asdict(family.Config(**recipe.model.config))]
     name = fingerprint(
         "infer", VERSION, model, decisive(recipe), recipe.infer.model_dump(mode="json"), shards.fingerprint, libraries("torch")
     )

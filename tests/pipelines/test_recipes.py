@@ -17,6 +17,7 @@ from pipelines.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"tones": 12}
+COLUMNS = {"diabetes": 10, "breast_cancer": 30, "iris": 4}
 
 
 def event(recipe: Recipe) -> Event:
@@ -24,6 +25,10 @@ def event(recipe: Recipe) -> Event:
     classes = CLASSES.get(recipe.data.source, 10)
     if image := recipe.data.image:
         return Event(modality="image", shape=(image.channels, image.height, image.width), levels=image.levels, classes=classes)
+    if table := recipe.data.table:
+        columns = Event(modality="table", shape=(COLUMNS[recipe.data.source],), levels=0)
+        levels = 2 if table.kind == "classification" else 0
+        return columns if table.target is None else Event(modality="table", shape=(1,), levels=levels, condition=columns)
     audio = recipe.data.audio
     assert audio is not None
     companding = "mu-law" if audio.levels == 256 else None
@@ -41,23 +46,25 @@ def test_a_recipe_trains_and_draws(name: str) -> None:
     model = build(recipe.model.family, what, **recipe.model.config)
     rows = 4
     noise = Noise(0, position=range(rows))
-    x = (noise.uniform("x", what.shape) * what.levels).to(torch.uint8)
+    x = (noise.uniform("x", what.shape) * what.levels).to(torch.uint8) if what.levels else noise.normal("x", what.shape)
+    labels = torch.arange(rows) if what.classes else None
+    given = noise.normal("c", what.condition.shape) if what.condition else None
     before = [parameter.detach().clone() for parameter in model.parameters()]
 
     def batches(step: int) -> Batch:
-        return Batch(x=x, y=torch.arange(rows), position=torch.arange(rows) + rows * step, step=step)
+        return Batch(x=x, y=labels, c=given, position=torch.arange(rows) + rows * step, step=step)
 
     learn(recipe, model, batches)
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     model.eval()
     with torch.no_grad():
-        y, temperature = torch.arange(rows), torch.ones(rows)
+        temperature = torch.ones(rows)
         if isinstance(model, Progressive):
-            state = model.advance(model.begin(noise, y=y, c=None, temperature=temperature), 3)
+            state = model.advance(model.begin(noise, y=labels, c=given, temperature=temperature), 3)
             drawn = model.read(state)
         else:
-            drawn = model.draw(noise, y=y, c=None, temperature=temperature)
-    assert drawn.shape == (rows, *what.shape) and int(drawn.max()) < what.levels
+            drawn = model.draw(noise, y=labels, c=given, temperature=temperature)
+    assert drawn.shape == (rows, *what.shape) and (bool(drawn.isfinite().all()) if what.levels == 0 else int(drawn.max()) < what.levels)
 
 
 def learn(recipe: Recipe, model: GenerativeModel, batches: Callable[[int], Batch]) -> None:
