@@ -186,8 +186,8 @@ def test_a_collapsed_code_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
         model: Any = artifact.load(checkpoint.uri)
         torch.nn.init.zeros_(model.encoder.leave.weight)
         torch.nn.init.zeros_(model.encoder.leave.bias)
-        said = artifact.read(checkpoint.uri)
-        artifact.save(model, checkpoint.uri, family="vae", prepare=said.prepare, labels=said.labels)
+        said = artifact.read(Path(checkpoint.uri))
+        artifact.save(model, Path(checkpoint.uri), family="vae", prepare=said.prepare, labels=said.labels)
     scores = evaluate(small.recipe(tmp_path, "evaluate.iwae=2", "evaluate.samples=10", family="vae"), checkpoint, shards)
     units, divergence = scores.score("test", "active units"), scores.score("test", "KL a latent")
     assert units is not None and divergence is not None and units.protocol == "Cov_x(E[z|x]) > 0.01, of 4 latents"
