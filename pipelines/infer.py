@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import cluster, comparison, console, inference_report, storage
+from pipelines import cluster, comparison, console, inference_report, parents, storage
 from pipelines.comparison import Evidence, Found
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
@@ -61,7 +61,7 @@ def output(recipe: Recipe, shards: Shards) -> Output:
 
     assert recipe.infer is not None
     family = MODELS["posterior"]
-    model = [family.VERSION, asdict(family.Config(**recipe.model.config))]
+    model = [family.VERSION, asdict(family.Config(**parents.described(recipe)))]
     name = fingerprint(
         "infer", VERSION, model, decisive(recipe), recipe.infer.model_dump(mode="json"), shards.fingerprint, libraries("torch")
     )
