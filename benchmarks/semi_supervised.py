@@ -5,7 +5,7 @@
 MNIST at 28x28 brought to two levels by rounding. Of the 60,000 training pictures the first of each class show their label, as many of each; M2
 sees the others too, without. Both are the same nets from the same first weights with the same settings and 64 labelled pictures a step, beside
 which M2's steps hold 64 others. (A labelled picture reaches q(y|x) by its alpha term alone, so a step of labelled pictures is one of the
-classifier.) Each trains for `--seconds` of wall time, the labels alone for at most 1,000 steps: what more of them teach is the labels by heart.
+classifier.) Each trains for `--seconds` of wall time, the labels alone for about 1,000 steps at most: what more of them teach is the labels by heart.
 Scored on all 10,000 test pictures; the weights are the last ones' running mean, nothing is chosen by looking at them. One standard error is
 sqrt(p (1 - p) / n).
 """
