@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -142,7 +143,7 @@ _WRITERS = {Shards: _shards, Checkpoint: _checkpoint, Scores: _scores, Version: 
 
 
 def _line(name: str, text: str, *, wide: bool = False) -> None:
-    console.result(f"[bold]{name:<{16 if wide else 10}}[/bold] {text}")
+    console.result(f"[bold]{name:<{16 if wide else 10}}[/bold] {escape(text)}")
 
 
 def _first_line(text: str | None) -> str:

@@ -16,7 +16,7 @@ from genmodels import evaluate as scoring
 from genmodels.core import Batch, Event
 from genmodels.noise import Noise
 from genmodels.zoo import build
-from pipelines import card, conditions, features, sheet
+from pipelines import card, conditions, features, sheet, summary
 from pipelines import recipe as recipes
 from pipelines.evaluate import evaluate, output
 from pipelines.memory import nearest
@@ -194,6 +194,8 @@ def test_a_collapsed_code_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (units.value == 0) == (divergence.value < 1e-6) == collapsed
     told = capsys.readouterr().err
     assert ("posterior collapse: 0 of 4 latents are active, and all of them together say 0.000 nats" in told) == collapsed
+    summary.show({"evaluate": scores})
+    assert "Cov_x(E[z|x]) > 0.01, of 4 latents" in capsys.readouterr().out, "brackets are no markup"
     right = scores.score("test", "accuracy")
     assert right is not None and (right.n, right.protocol) == (30, "likeliest label by the recognition network q(y|x)")
 
