@@ -8,8 +8,9 @@ Classification using Discriminative Restricted Boltzmann Machines (Larochelle, B
     p(x) = exp(-F(x)) / Z,    F(x) = -b.x - sum_j softplus(c_j + W_j.x),    grad log p(x) = -grad F(x) + E_p(x')[grad F(x')]
 
 We differ from the papers in what the negative phase averages: gradients of the free energy at its bits, the hidden units summed out, which has less
-variance than at drawn hidden units. An unlabelled example gets a label drawn from p(y | x), whose mean gradient is that of the label summed out.
-Grey levels are refused: read as probabilities of bits, as is often done, they would leave nothing that sums to one over levels.
+variance than at drawn hidden units. Independent bits with the data's rates are fitted beside the machine: there its chains begin, and the annealing
+that estimates Z; begun elsewhere, chains may stay in a phase of noise for good. An unlabelled example gets a label drawn from p(y | x), whose mean
+gradient is that of the label summed out. Grey levels are refused: as probabilities of bits they would leave nothing that sums to one over levels.
 """
 
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
         self.latent = Event(modality="table", shape=(config.hidden,), levels=2)
         self.weight = nn.Parameter(0.01 * torch.randn(config.hidden, visible))
         self.visible, self.hidden = nn.Parameter(torch.zeros(visible)), nn.Parameter(torch.zeros(config.hidden))
+        self.base = nn.Parameter(torch.zeros(visible))
         start = torch.rand(config.particles if config.training == "pcd" else 0, visible)
         self.register_buffer("particles", self.units.drawn(torch.zeros_like(start), start).to(torch.uint8))
         self.register_buffer("moved", torch.full((2,), -1.0))
@@ -95,7 +97,7 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
 
     @property
     def chain(self) -> str:
-        return f"block Gibbs, {self.config.length:,} steps from independent bits"
+        return f"block Gibbs, {self.config.length:,} steps from independent bits of the data's rates"
 
     def energy(self, x: Tensor) -> Tensor:
         """x (B, *shape) levels -> (B,) nats: the free energy, hidden units and label summed out, so that p(x) = exp(-energy) / Z."""
@@ -112,7 +114,7 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
         """log Z of the present weights, labels summed over: counted out where one side has 16 units at most, else by `chains` annealings."""
         config = self.config
         rows = Noise(derive("partition", noise.seeds[0], noise.step), position=range(config.chains)).to(self.device)
-        return log_partition(self.units, rows, config.temperatures)
+        return log_partition(self.units, self.base, rows, config.temperatures)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Bernoulli:
         """x (B, *shape) levels -> p(h | x, y), exact, of batch shape (B, hidden). Without a label, on a class model: the exact p(h_j | x) of every
@@ -166,11 +168,11 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
         return Completion(x=out, method=f"{self.chain}, the known values held", exact=False)
 
     def objectives(self) -> list[Objective]:
-        optimizer = Optimizer(lr=1e-3, clip=0.0)
-        return [Objective(name="contrast", loss=self.loss, parameters=list(self.parameters()), optimizer=optimizer)]
+        return [Objective(name="contrast", loss=self.loss, parameters=list(self.parameters()), optimizer=Optimizer(lr=2e-3, clip=0.0))]
 
     def loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Nats: the mean free energy of the rows less that of the chains' ends. Its gradient, not its value, is that of -log p(x)."""
+        """Nats: the mean free energy of the rows less that of the chains' ends, whose gradient, not its value, is that of -log p(x); and of the
+        independent bits -log p(x) itself."""
         with torch.autocast(batch.x.device.type, enabled=False):
             with torch.no_grad():
                 data = self._with_labels(batch, noise)
@@ -178,11 +180,12 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
             both = torch.cat([data, negative])
             inputs = self.units.inputs(both)
             free = self.units.free_energy(both, inputs)
-            loss = free[: len(data)].mean() - free[len(data) :].mean()
+            gap = free[: len(data)].mean() - free[len(data) :].mean()
+            loss = gap + (self.units.log_sum(self.base) - data @ self.base).mean()
             if self.config.discriminative and batch.y is not None:
                 nats = F.nll_loss(self.classify(batch.x), batch.y, ignore_index=-1, reduction="sum") / len(data)
                 loss = loss + self.config.discriminative * nats
-            return loss, {"pseudo_log_likelihood": self._pseudo(data, inputs[: len(data)], noise)}
+            return loss, {"free_energy_gap": gap.detach(), "pseudo_log_likelihood": self._pseudo(data, inputs[: len(data)], noise)}
 
     def _with_labels(self, batch: Batch, noise: Noise) -> Tensor:
         """(B, V): bits and one-hot labels, those that are missing drawn from p(y | x)."""
@@ -226,9 +229,9 @@ class RBM(Trained, Energy, Encodes, Decodes, Completes, Chained, Classifies):
         return self.units.log_weights(self.examples(x).flatten(1).to(self.weight.dtype))
 
     def _start(self, noise: Noise, y: Tensor | None, x: Tensor | None = None, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Where chains begin: (B, V) independent bits by their biases, but for a label and values that are given; (B, V) bool: what is held."""
+        """Where chains begin: (B, V) independent bits of the data's rates, but for a label and values that are given; (B, V) bool: what is held."""
         units, n = self.units, len(noise)
-        v = units.drawn(units.visible.expand(n, -1), noise.uniform("start", (units.bits + 1,)))
+        v = units.drawn(self.base.expand(n, -1), noise.uniform("start", (units.bits + 1,)))
         held = torch.zeros_like(v, dtype=torch.bool)
         if x is not None and known is not None:
             held[:, : units.bits] = known.flatten(1)

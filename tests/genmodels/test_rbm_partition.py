@@ -67,11 +67,12 @@ def test_annealed_estimate_is_of_the_present_parameters() -> None:
 
 @pytest.mark.usefixtures("annealed")
 @pytest.mark.parametrize("event", [PLAIN, LABELLED])
-def test_without_weights_the_base_is_the_model(event: Event) -> None:
-    """Every chain then has the same weight, whatever the biases: what anneals from elsewhere has an interval of some width."""
+def test_from_the_model_itself_nothing_is_left_to_anneal(event: Event) -> None:
+    """Without weights and with its biases as base all chains weigh the same; what annealed from elsewhere would have an interval."""
     model = model_of(event, hidden=6, chains=20, temperatures=5)
     with torch.no_grad():
         model.weight.zero_()
+        model.base.copy_(model.visible)
     found = model.log_partition(Noise(0, position=range(1)))
     assert found.interval[1] - found.interval[0] < 1e-4
     assert found.value == pytest.approx(float(joint(model).logsumexp((0, 1, 2))), abs=1e-4)
