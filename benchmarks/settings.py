@@ -32,15 +32,10 @@ BINARY: dict[str, Setting] = {
     "pixelcnnpp": Setting({"dropout": 0.0}, batch=16, lr=4e-3),
     "mixture": Setting({"components": 100}),
     "bayesnet": Setting({}),
-    "vae": Setting({"network": "dense", "likelihood": "bernoulli", "hidden": 200, "latent": 50}, batch=100, lr=2e-3),
-    "iwae": Setting(
-        {"network": "dense", "likelihood": "bernoulli", "hidden": 200, "latent": 50, "objective": "iwae", "k": 20},
-        batch=100,
-        lr=2e-3,
-        family="vae",
-    ),
+    "vae": Setting({"hidden": 16, "latent": 32, "likelihood": "bernoulli"}, batch=64, lr=4e-3),
+    "iwae": Setting({"hidden": 16, "latent": 32, "likelihood": "bernoulli", "objective": "iwae", "k": 5}, batch=32, lr=4e-3, family="vae"),
     "helmholtz": Setting({"hidden": (200, 200)}, batch=50, lr=6e-3, precision="f32"),
-    "rbm": Setting({"hidden": 500, "k": 5, "particles": 100, "temperatures": 10_000}, batch=100, lr=1e-2, precision="f32"),
+    "rbm": Setting({"hidden": 500, "particles": 100, "temperatures": 5_000}, batch=100, lr=2e-3, precision="f32"),
 }
 LEVELS: dict[str, Setting] = {
     **BINARY,
