@@ -220,13 +220,13 @@ def test_a_model_says_what_its_codes_its_chain_and_its_labels_are(endpoint: Loca
         assert said[name]["classifies_by"] == (
             model.classifies_by if isinstance(model, Classifies) and "classifies" not in model.withheld else None
         )
-    assert said["rbm"]["chain"] == "approximate: block Gibbs, 3 steps from independent bits"
+    assert said["rbm"]["chain"] == "approximate: block Gibbs, 3 steps from independent bits of the data's rates"
 
 
 def test_samples_of_a_chain_say_so(endpoint: Local) -> None:
     chained = json.loads(ask(endpoint, "rbm", "samples", json={"seed": 1}).headers["X-Genmodels-Receipt"])
     exact = json.loads(ask(endpoint, "plain", "samples", json={"seed": 1}).headers["X-Genmodels-Receipt"])
-    assert chained["approximate"] == "approximate: block Gibbs, 3 steps from independent bits"
+    assert chained["approximate"] == "approximate: block Gibbs, 3 steps from independent bits of the data's rates"
     assert exact["approximate"] is None
 
 
