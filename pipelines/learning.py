@@ -30,12 +30,12 @@ from genmodels.models.posterior import Posterior
 from genmodels.train import Record, Schedule, TrainConfig, Training
 from pipelines import features, parents
 from pipelines.errors import Refused
+from pipelines.few_labels import shares
+from pipelines.labelled_stream import Repeated
 from pipelines.recipe import Recipe
 from pipelines.records import Shards
-from pipelines.repeated import Repeated
 from pipelines.sections import Train
 from pipelines.shards import WHOLE_BYTES, Stream, examples, manifest, row_bytes
-from pipelines.shown import shares
 
 VALIDATION_SEED, VALIDATION_BATCH = 0, 128
 AHEAD = 8

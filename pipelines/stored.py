@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from genmodels.core import Batch, Event
 from pipelines import storage
 from pipelines.errors import Failed, Refused
+from pipelines.few_labels import shown
 from pipelines.parquet import SPLITS, schema
 from pipelines.records import Shards
-from pipelines.shown import shown
 
 
 def manifest(shards: Shards) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Stored:
     """One split on disk: its row groups in order, each (file, index in the file, rows)."""
 
     def __init__(self, shards: Shards, split: str, *, labels: int | None = None) -> None:
-        """labels: how many of them are shown, as pipelines.shown chooses; the other rows are as if they had none."""
+        """labels: how many of them are shown, as pipelines.few_labels chooses; the other rows are as if they had none."""
         if split not in SPLITS:
             raise Refused(f"split {split!r}; wanted one of {', '.join(SPLITS)}")
         self.uri, self.event, self.split = shards.uri, shards.event, split

@@ -130,12 +130,7 @@ class GSN(Trained, Chained, Completes):
 
         A label that is not given is drawn by its frequency in training, whatever is known.
         """
-        n = len(x)
-        if tuple(known.shape) not in (self.event.shape, (n, *self.event.shape)) or known.dtype != torch.bool:
-            raise ValueError(
-                f"known values marked by {known.dtype} of shape {tuple(known.shape)}; wanted bool of shape {self.event.shape}, or one mask a row"
-            )
-        known = known.to(self.device).expand(n, *self.event.shape)
+        n, known = len(x), self.mask(known, len(x))
         x = self.examples(torch.where(known, x.to(self.device), 0))
         noise = Noise([seed] * n, position=range(first, first + n)).to(self.device)
         y, _, _ = self._asked(noise, y, c, torch.full((n,), float(temperature)))

@@ -8,10 +8,10 @@ import torch
 from pipelines import recipe as recipes
 from pipelines import shards, train
 from pipelines.errors import Refused
+from pipelines.few_labels import shares
+from pipelines.labelled_stream import Repeated
 from pipelines.learning import Learning, fresh
 from pipelines.records import Shards
-from pipelines.repeated import Repeated
-from pipelines.shown import shares
 from tests.pipelines import small
 from tests.pipelines.test_shards import IMAGE, SOUND, write
 
