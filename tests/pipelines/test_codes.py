@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from pipelines.records import Shards
 from pipelines.shards import examples
 from serve.schema import Settings
 from tests.pipelines import small
+from tests.pipelines.commands import Command, command
 from tests.serve.conftest import Local, save
 
-Command = Callable[..., list[dict[str, Any]]]
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = Event(modality="image", shape=(1, 8, 8), levels=17)
 LABELLED = Event(modality="image", shape=(1, 8, 8), levels=17, classes=10)
@@ -63,15 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, shards: Shards) -> Path:
 def run(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command in the folder of the models, its answers as JSON."""
     monkeypatch.chdir(models)
-
-    def command(*arguments: str) -> list[dict[str, Any]]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([*arguments, "--json"])
-        said = capsys.readouterr()
-        assert not end.value.code, said.err
-        return [json.loads(line) for line in said.out.splitlines()]
-
-    return command
+    return command(capsys)
 
 
 def served(models: Path, name: str, verb: str, body: dict[str, Any]) -> Any:

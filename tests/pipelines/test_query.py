@@ -1,10 +1,8 @@
 """The commands that ask a model: the server's bytes without a server, maps that can be read, conditions from files, one line for a mistake."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +13,9 @@ from genmodels import Event, load, media
 from genmodels.core import Autoregressive, Classifies, Completes
 from pipelines import cli, surprise
 from serve.schema import Settings
+from tests.pipelines.commands import Command, command
 from tests.serve.conftest import Local, save
 
-Command = Callable[..., list[dict[str, Any]]]
 SOUNDS = Event(modality="audio", shape=(40,), levels=256, sample_rate=8000, companding="mu-law", classes=3)
 SOUND = {"modality": "audio", "sample_rate": 8000, "seconds": 0.005, "levels": 256, "companding": "mu-law", "window": "all", "hop": None}
 PICTURE = Event(modality="image", shape=(1, 4, 4), levels=5)
@@ -51,15 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command in the folder of the models, its answers as JSON."""
     monkeypatch.chdir(models)
-
-    def command(*arguments: str) -> list[dict[str, Any]]:
-        with pytest.raises(SystemExit) as end:
-            cli.main([*arguments, "--json"])
-        said = capsys.readouterr()
-        assert not end.value.code, said.err
-        return [json.loads(line) for line in said.out.splitlines()]
-
-    return command
+    return command(capsys)
 
 
 def test_a_completion_is_the_servers_byte_for_byte(run: Command, models: Path, tmp_path: Path) -> None:
