@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from genmodels import zoo
-from genmodels.core import Event, GenerativeModel, capabilities
+from genmodels.core import Energy, Event, GenerativeModel, Partition, capabilities
 
 FORMAT = 1
 """Raised when a folder is laid out otherwise than before."""
@@ -43,6 +43,8 @@ class Artifact:
     capabilities: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
     lineage: Mapping[str, Any]
+    log_partition: Mapping[str, Any] | None
+    """Of a model with an energy log Z: value and interval in nats, method, whether exact, and the SHA-256 of the weights it is of."""
     digest: str
 
 
@@ -56,7 +58,8 @@ def save(
     scores: Sequence[Mapping[str, Any]] = (),
     lineage: Mapping[str, Any] = {},
 ) -> str:
-    """Writes the folder, whole or not at all, in place of any that was there -> its digest. Raises ValueError for labels that are not the event's."""
+    """Writes the folder, whole or not at all, in place of any that was there -> its digest. Of a model with an energy log Z is found for it, where
+    the model does not know it yet. Raises ValueError for labels that are not the event's."""
     if labels and len(labels) != model.event.classes:
         raise ValueError(f"{len(labels)} label names for {model.event.classes} classes; give one for each, or none")
     if type(model) is not zoo.MODELS.get(family):
@@ -72,6 +75,7 @@ def save(
         "capabilities": capabilities(model),
         "scores": [dict(score) for score in scores],
         "lineage": dict(lineage),
+        **({"log_partition": _partition(model)} if isinstance(model, Energy) else {}),
     }
     # Clones, since tensors that share memory (tied weights, a trainer's flat buffer) are refused by safetensors.
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
@@ -105,6 +109,7 @@ def read(folder: Path) -> Artifact:
         capabilities=tuple(value["capabilities"]),
         scores=tuple(value["scores"]),
         lineage=value["lineage"],
+        log_partition=value.get("log_partition"),
         digest=_sha256(folder / SUMS),
     )
 
@@ -128,7 +133,19 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Generativ
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: {' '.join(str(error).split())}") from None
+    if isinstance(model, Energy) and artifact.log_partition is not None:
+        model.known = _known(artifact.log_partition)
     return model.to(device).eval()
+
+
+def _partition(model: Energy) -> dict[str, Any]:
+    """log Z of these weights, which it names: beside others it counts for nothing."""
+    return {**asdict(model.partition()), "weights": model.weights_sha256}
+
+
+def _known(found: Mapping[str, Any]) -> tuple[str, Partition]:
+    values = {name: value for name, value in found.items() if name != "weights"}
+    return found["weights"], Partition(**{**values, "interval": tuple(found["interval"])})
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from genmodels.core import Bounded, Classifies, Decodes, Density, Energy, GenerativeModel, Partition
 from genmodels.evaluate import grounds
-from genmodels.noise import Noise
 from serve import code_requests, media_types, requests
 from serve.batching import Batcher
 from serve.code_jobs import Decoding, Encoding, drawn_code
@@ -176,7 +176,7 @@ class Replica:
         return Decoded(levels=levels, labels=y, z=z.numpy(), row=row, description=loaded.description)
 
     async def _partition(self, loaded: Loaded) -> LogPartition | None:
-        """log Z of an unnormalised density, estimated when it is first asked for and kept with the weights it belongs to."""
+        """log Z of an unnormalised density: its artifact's; of an artifact without one estimated when it is first asked for."""
         model = loaded.model
         if not isinstance(model, Energy) or isinstance(model, Density | Bounded):
             return None
@@ -218,9 +218,7 @@ async def _taken(answer: Awaitable[Answer]) -> Answer:
 
 
 def log_partition(model: Energy) -> LogPartition:
-    with torch.no_grad():
-        found = model.log_partition(Noise(0, position=[0]).to(model.device))
-    return LogPartition(value=found.value, interval=found.interval, method=found.method, exact=found.exact)
+    return LogPartition(**asdict(model.partition()))
 
 
 def _labels(y: tuple[int, ...] | None) -> Tensor | None:

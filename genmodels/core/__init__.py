@@ -16,11 +16,10 @@ from genmodels.core.capabilities import (
     Decodes,
     Density,
     Encodes,
-    Energy,
-    Partition,
     Progressive,
 )
 from genmodels.core.drawing import Drawing, Eager, Fused, Sampler, copied
+from genmodels.core.energy import Energy, Partition
 from genmodels.core.event import Batch, Event
 from genmodels.core.model import BLOCK, GenerativeModel, Iterated, Metrics, Objective, Optimizer, Tempered, Trained, blocks
 

@@ -55,35 +55,6 @@ class Bounded(GenerativeModel):
         """x (B, *shape) levels -> (B,) nats: logsumexp(log w) - log k over k draws (Burda et al., 2015, eq. 8)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """log Z in nats, the interval that holds it with 95 % (a point where it was counted out), how it was found, and whether that is exact."""
-
-    value: float
-    interval: tuple[float, float]
-    method: str
-    exact: bool
-
-    def protocol(self, what: str) -> str:
-        """How a likelihood that needs it came about: exact p(x), or an estimate of it within so many nats."""
-        if self.exact:
-            return f"exact {what} (log Z {self.method})"
-        low, high = (self.value - end for end in reversed(self.interval))
-        return f"estimate of {what} (log Z by {self.method}; within {low:+.2f} to {high:+.2f} nats with 95 %)"
-
-
-class Energy(GenerativeModel):
-    """Has an unnormalised density, p(x) = exp(-energy(x)) / Z, and estimates of log Z."""
-
-    @abstractmethod
-    def energy(self, x: Tensor) -> Tensor:
-        """x (B, *shape) levels -> (B,) nats: -log p(x) up to a constant."""
-
-    @abstractmethod
-    def log_partition(self, noise: Noise) -> Partition:
-        """log Z of the present parameters. noise: any number of rows; its seed and step say which draws an estimate is made of."""
-
-
 class Encodes(GenerativeModel):
     """Maps examples to a distribution over its latent event."""
 

@@ -89,9 +89,9 @@ def has_likelihood(model: GenerativeModel) -> bool:
 
 
 def likelihoods(models: Sequence[GenerativeModel], batches: Iterable[Batch], *, iwae: int = 64, seed: int = 0) -> list[Likelihoods]:
-    """Each example once under each model: exact where it has a density, by the bound of `iwae` draws or by an energy and an estimate of log Z where
-    it has those. Raises ValueError without examples."""
-    partitions = [partition(model, seed) if isinstance(model, Energy) else None for model in models]
+    """Each example once under each model: exact where it has a density, by the bound of `iwae` draws (which the seed names) or by an energy and
+    log Z as the model knows it where it has those. Raises ValueError without examples."""
+    partitions = [model.partition() if isinstance(model, Energy) else None for model in models]
     nats: list[list[Tensor]] = [[] for _ in models]
     size: list[Tensor] = []
     known: list[Tensor] = []
@@ -113,12 +113,6 @@ def likelihoods(models: Sequence[GenerativeModel], batches: Iterable[Batch], *, 
         )
         for model, log_z, column in zip(models, partitions, nats, strict=True)
     ]
-
-
-def partition(model: Energy, seed: int = 0) -> Partition:
-    """log Z of the model's present parameters, by draws that the seed names."""
-    with evaluating(model):
-        return model.log_partition(Noise(seed, position=[0]).to(model.device))
 
 
 def _nats(model: GenerativeModel, batch: Batch, iwae: int, seed: int, log_z: Partition | None) -> Tensor:

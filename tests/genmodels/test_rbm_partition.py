@@ -1,12 +1,19 @@
 """Energies and partition functions against sums over all states, counted out and annealed."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from genmodels.core import Event
+from genmodels import artifact
+from genmodels.core import Batch, Event
+from genmodels.evaluate import evaluate
 from genmodels.models import rbm_units
+from genmodels.models.rbm import RBM
 from genmodels.noise import Noise
 from tests.genmodels.conftest import states
 from tests.genmodels.test_rbm import LABELLED, PLAIN, joint, model_of
@@ -86,3 +93,58 @@ def test_error_of_a_log_mean_weight() -> None:
     assert value == pytest.approx(700 + math.log(w.mean()), abs=1e-9)
     assert error == pytest.approx(float(w.std() / w.mean()) / 200**0.5, rel=0.02)
     assert rbm_units.log_mean(torch.tensor([0.0] * 99 + [30.0]).double())[1] > 20
+
+
+WIDE = {"hidden": 18, "chains": 8, "temperatures": 12}
+
+
+def saved(folder: Path, model: RBM) -> RBM:
+    """What comes back of a model from its folder."""
+    artifact.save(model, folder, family="rbm", prepare={}, labels=())
+    loaded = artifact.load(folder)
+    assert isinstance(loaded, RBM)
+    return loaded
+
+
+def rewritten(folder: Path, **changes: Any) -> RBM:
+    """The folder's model with other keys in its description, or other weights, and sums that fit."""
+    about = json.loads((folder / artifact.DESCRIPTION).read_text())
+    if weights := changes.pop("weights", None):
+        save_file(weights, folder / artifact.WEIGHTS)
+    artifact._seal(folder, {name: value for name, value in (about | changes).items() if value is not None})
+    loaded = artifact.load(folder)
+    assert isinstance(loaded, RBM)
+    return loaded
+
+
+@pytest.mark.parametrize("hidden", [3, 18])
+def test_an_artifact_keeps_log_z_as_it_would_be_found_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: int) -> None:
+    event = Event(modality="image", shape=(1, 4, 5), levels=2)
+    model = model_of(event, **WIDE | {"hidden": hidden})
+    anew = model.log_partition(Noise(0, position=[0]))
+    loaded = saved(tmp_path / "a", model)
+    monkeypatch.setattr(RBM, "log_partition", lambda self, noise: pytest.fail("found again"))
+    assert loaded.partition() == anew and anew.exact == (hidden == 3)
+    scores = evaluate(loaded, [Batch(x=states(event)[:5], position=torch.arange(5))], split="test", seed=7)
+    assert scores[-1].value == anew.value and scores[-1].protocol == anew.method
+    artifact.annotate(tmp_path / "a", scores=[], lineage={})
+    again = artifact.load(tmp_path / "a")
+    assert isinstance(again, RBM) and again.partition() == anew
+    assert artifact.save(again, tmp_path / "b", family="rbm", prepare={}, labels=()) == artifact.verify(tmp_path / "a")
+
+
+def test_other_weights_never_have_a_log_z_that_was_kept(tmp_path: Path) -> None:
+    """Changed in memory, exchanged in the folder, or of an artifact that keeps none: it is found for those that are there."""
+    event = Event(modality="image", shape=(1, 4, 5), levels=2)
+    loaded, other = saved(tmp_path / "a", model_of(event, **WIDE)), model_of(event, seed=1, **WIDE)
+    first, second = loaded.partition(), other.log_partition(Noise(0, position=[0]))
+    assert abs(first.value - second.value) > 1
+    loaded.load_state_dict(other.state_dict())
+    assert loaded.partition() == second
+    with torch.no_grad():
+        loaded.visible[0] += 1e-3
+    assert loaded.partition() == loaded.log_partition(Noise(0, position=[0])) != second
+    artifact.save(other, tmp_path / "b", family="rbm", prepare={}, labels=())
+    assert rewritten(tmp_path / "a", weights=load_file(tmp_path / "b" / artifact.WEIGHTS)).partition() == second
+    assert rewritten(tmp_path / "b", log_partition=None).known is None
+    assert rewritten(tmp_path / "b").partition() == second

@@ -253,8 +253,28 @@ def test_an_energys_score_says_how_log_z_was_found_and_how_far_it_may_be_off(end
         assert f"within {low:+.2f} to {high:+.2f} nats with 95 %" in said["protocol"] and low < 0 < high
 
 
-def test_log_z_is_found_once(endpoint: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = endpoint.replicas["rbm"]._loaded.model  # pyright: ignore[reportOptionalMemberAccess]
+def test_a_machine_of_500_hidden_bits_is_scored_by_the_log_z_of_its_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"hidden": 500, "length": 3, "chains": 8, "temperatures": 20}
+    save(tmp_path / "wide", family="rbm", event=BITS, prepare={**PREPARE, "levels": 2}, **config)
+    model, x = load(tmp_path / "wide"), torch.from_numpy(pictures("rbm", 2))
+    assert isinstance(model, Energy)
+    anew = model.log_partition(Noise(0, position=[0]))
+    monkeypatch.setattr(type(model), "log_partition", lambda self, noise: pytest.fail("annealed again"))
+    local = Local({"wide": tmp_path / "wide"}, Settings(batch_wait_ms=1))
+    try:
+        said = ask(local, "wide", "scores", json={"x": x.tolist()}).json()
+    finally:
+        local.close()
+    assert said["log_partition"]["value"] == anew.value and said["log_partition"]["interval"] == list(anew.interval)
+    assert said["protocol"] == anew.protocol("p(x)") and said["protocol"].startswith("estimate of p(x) (log Z by AIS, 8 chains, ")
+    with torch.no_grad():
+        np.testing.assert_allclose([one["nats"] for one in said["scores"]], -model.energy(x).double() - anew.value, rtol=1e-5)
+
+
+def test_log_z_of_an_artifact_without_one_is_found_once(endpoint: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = endpoint.replicas["rbm"]._loaded
+    assert loaded is not None and isinstance(loaded.model, Energy)
+    model, loaded.model.known, loaded.partition = loaded.model, None, None
     body = {"json": {"x": pictures("rbm", 2).tolist()}}
     first = ask(endpoint, "rbm", "scores", **body).json()
     monkeypatch.setattr(type(model), "log_partition", lambda self, noise: pytest.fail("asked again"))
