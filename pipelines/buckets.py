@@ -5,7 +5,6 @@ they were read; they are put in order a row group at a time, on their way into t
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,10 +72,7 @@ def _stands(cut: Cut, done: Mapping[str, Any]) -> bool:
     if done.get("fingerprint") != cut.fingerprint:
         return False
     paths = [storage.join(cut.folder, file["name"]) for file in done["files"]]
-    return all(
-        storage.exists(path) and _sha256(storage.read_bytes(path)) == file["sha256"]
-        for path, file in zip(paths, done["files"], strict=True)
-    )
+    return all(storage.exists(path) and _sha256(path) == file["sha256"] for path, file in zip(paths, done["files"], strict=True))
 
 
 class _Levels:
@@ -164,17 +160,17 @@ def _sides(rows: pa.Table, fractions: Mapping[str, float]) -> NDArray[np.int64]:
 
 def _write(work: Work, cut: Cut, rows: pa.Table, levels: _Levels, split: str, bucket: int) -> dict[str, Any]:
     """One file -> its entry of the manifest, with histograms."""
-    name, each, sink = f"{split}-{bucket:05d}.parquet", group_rows(row_bytes(work.settings)), io.BytesIO()
+    name, each = f"{split}-{bucket:05d}.parquet", group_rows(row_bytes(work.settings))
     starts, count = range(0, len(rows), each), np.zeros(work.settings.get("levels", 0), np.int64)
-    with pq.ParquetWriter(sink, cut.form, **packing(cut.form)) as writer:
-        for group in (rows.slice(start, each) for start in starts):
-            mine = levels.take(group.column("at").to_numpy())
-            count += _counted(mine, len(count))
-            writer.write_table(_shaped(group, _contents(work, group, mine), cut.form), row_group_size=each)
-    content = sink.getvalue()
-    storage.write_bytes(storage.join(cut.folder, name), content)
+    with storage.writing(storage.join(cut.folder, name)) as file:
+        with file.open("wb") as sink, pq.ParquetWriter(sink, cut.form, **packing(cut.form)) as writer:
+            for group in (rows.slice(start, each) for start in starts):
+                mine = levels.take(group.column("at").to_numpy())
+                count += _counted(mine, len(count))
+                writer.write_table(_shaped(group, _contents(work, group, mine), cut.form), row_group_size=each)
+        whole = {"bytes": file.stat().st_size, "sha256": _sha256(str(file))}
     groups = [min(each, len(rows) - start) for start in starts]
-    entry = {"name": name, "split": split, "rows": len(rows), "bytes": len(content), "sha256": _sha256(content), "row_groups": groups}
+    entry = {"name": name, "split": split, "rows": len(rows), **whole, "row_groups": groups}
     if work.settings["modality"] == "table":
         every = levels.take(rows.column("at").to_numpy())
         return {**entry, **tables.counted(every, rows.column("class"), work.settings, len(cut.labels))}
@@ -219,8 +215,12 @@ def _histograms(work: Work, cut: Cut, rows: pa.Table, count: NDArray[np.int64]) 
     return {"levels": count.tolist(), "labels": np.bincount(label + 1, minlength=len(cut.labels) + 1).tolist()}
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256(uri: str) -> str:
+    total = hashlib.sha256()
+    with storage.open_read(uri) as file:
+        while piece := file.read(2**20):
+            total.update(piece)
+    return total.hexdigest()
 
 
 def merged(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

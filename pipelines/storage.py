@@ -53,17 +53,29 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        fs.pipe_file(path, content)  # an object store shows an object when it is whole
+        return
+    with writing(uri) as file:
+        file.write_bytes(content)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Path]:
+    """A path on this machine to write a file to, which takes its place at the URL when the block ends, and is gone when it raises."""
     fs, path = filesystem(uri)
     if not is_local(uri):
-        fs.pipe_file(path, content)  # an object store shows an object when it is whole
+        with tempfile.TemporaryDirectory() as folder:
+            yield (file := Path(folder) / path.rpartition("/")[2])
+            fs.put_file(str(file), path)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(target)
     finally:
