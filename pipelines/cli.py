@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -60,17 +61,23 @@ _stage_command("deploy", "Deploy the registered version and query it once (after
 
 
 @app.command()
-def infer(recipe: RecipeName, changes: Changes = None, as_json: AsJson = False) -> None:
-    """Compare ways of inference on a posterior: variational and Markov chains, beside a long reference run."""
+def infer(
+    recipe: RecipeName,
+    changes: Changes = None,
+    register: Annotated[bool, typer.Option(help="register the posterior by the recipe's own method, as `run` does")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compare ways of inference on a posterior, variational and Markov chains, beside a long reference run; then register the recipe's own."""
     from pipelines import recipe as recipes
 
     console.speak_json(as_json)
     checked = recipes.load(recipe, changes or ())
     from pipelines import infer as inference
-    from pipelines import inference_report, submit
+    from pipelines import submit
 
     submit.check_versions()
-    inference_report.show(inference.infer(checked), recipe)
+    asked = shlex.join([recipe, *(word for change in changes or () for word in ("--set", change))])
+    inference.infer(checked, register=register, asked=asked)
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""`genmodels infer`: several ways of inference on the same posterior, in parallel, beside a long reference run that says how far off each is."""
+"""`genmodels infer`: several ways of inference on the same posterior, in parallel, beside a long reference run that says how far off each is; then
+the posterior by the recipe's own method, registered as `genmodels run` registers it."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -7,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import cluster, comparison, console, inference_report, parents, storage
+from pipelines import cluster, comparison, console, inference_page, inference_report, parents, plan, storage, summary
+from pipelines import run as stages
 from pipelines.comparison import Evidence, Found
 from pipelines.errors import Failed, Refused
 from pipelines.fingerprint import fingerprint, libraries
-from pipelines.prepare import prepare
 from pipelines.recipe import Recipe
 from pipelines.records import Output, Shards
 from pipelines.sections import Infer
 
-VERSION = 1
+VERSION = 2
 """Raised when the same recipe and shards would give another comparison than before, times aside."""
 
 FIGURES = "comparison.json"
@@ -24,15 +25,36 @@ KEPT = 5000
 """Draws a method that are kept beside the figures, evenly taken."""
 
 
-def infer(recipe: Recipe) -> dict[str, Any]:
-    """The comparison: rows, log p(data), the names of what is unknown, and the URI of the report. Raises Refused for another family, Failed where
-    the reference run came to nothing."""
+def infer(recipe: Recipe, *, register: bool = True, asked: str = "") -> dict[str, Any]:
+    """Prints the comparison, then what was registered; `asked` are the arguments that gave the recipe, for the commands that go on from here.
+
+    The result: rows, log p(data), the names of what is unknown, URIs of report and plots; beside them, unless it was not to be registered, what
+    `run` says of checkpoint, scores and version. Raises Refused for another family, Failed where the reference run came to nothing, or the recipe's
+    own method, of which there is then nothing to register.
+    """
     if recipe.model.family != "posterior":
         raise Refused(
             f"recipe {recipe.name}: infer compares methods on a posterior; model.family is {recipe.model.family}, wanted posterior"
         )
+    rest = stages.run(recipe)
+    made = stages.reach("prepare", rest)
+    found = compare(recipe, made["prepare"])
+    inference_report.show(found)
+    if register:
+        _check(recipe, found)
+        made |= stages.reach("register", rest)
+        plan.remember(recipe)
+    inference_page.write(recipe, made, found, asked or recipe.name)
+    summary.tell(made.values())
+    inference_page.tell(recipe, made, found, asked or recipe.name)
+    result = {**summary.machine(made), **found}
+    console.emit(**result)
+    return result
+
+
+def compare(recipe: Recipe, shards: Shards) -> dict[str, Any]:
+    """The comparison, and its draws and pictures in its folder. Raises Failed where the reference run came to nothing."""
     recipe = recipe if recipe.infer else recipe.model_copy(update={"infer": Infer()})
-    shards = prepare(recipe)
     out = output(recipe, shards)
     if out.done:
         console.done("infer", out.uri)
@@ -50,9 +72,19 @@ def infer(recipe: Recipe) -> dict[str, Any]:
     }
     for each, role in ((reference, "reference"), *((one, one.method) for one in found)):
         storage.write_bytes(storage.join(out.uri, "draws", f"{role}.npz"), _draws(each))
-    inference_report.write(recipe, shards, result, reference, found)
+    result["plots"] = inference_report.pictures(result, reference, found)
     storage.write_json(storage.join(out.uri, FIGURES), result)
     return result
+
+
+def _check(recipe: Recipe, found: dict[str, Any]) -> None:
+    """Raises Failed where the recipe's own method came to nothing."""
+    for row in found["rows"]:
+        if row["role"] == "method" and row["method"] == found["chosen"] and row["failed"]:
+            raise Failed(
+                f"recipe {recipe.name}: nothing is registered, as {row['method']} came to nothing: {row['failed']}; "
+                "choose another with --set model.method=..., or leave this out with --no-register"
+            )
 
 
 def output(recipe: Recipe, shards: Shards) -> Output:

@@ -1,20 +1,15 @@
-"""What `infer` says: a table on the terminal, rows for machines, and a page with the plots that needs nothing else."""
+"""What a comparison says: a table on the terminal, rows for machines, and its pictures."""
 
-import base64
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import card, comparison, console, plots, storage
-from pipelines import recipe as recipes
+from pipelines import comparison, console, plots, storage
 from pipelines.comparison import Found
-from pipelines.recipe import Recipe
-from pipelines.records import Shards
 
 ABOUT = (
     "Errors: root mean square over the unknowns against the reference run; of means in its standard deviations, of variances relative to its own. "
@@ -23,11 +18,10 @@ ABOUT = (
 TITLES = ("method", "error of means", "error of variances", "ELBO, nats", "log p(x) - ELBO", "ESS/s", "time", "R-hat")
 
 
-def show(result: Mapping[str, Any], recipe_name: str) -> None:
-    """The table and where the report is; for machines a JSON object a row, and the whole result last."""
+def show(result: Mapping[str, Any]) -> None:
+    """The table and what it means; for machines a JSON object a row."""
     for row in result["rows"]:
         console.emit(**row)
-    console.emit(**result)
     if console.speaks_json():
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -37,18 +31,17 @@ def show(result: Mapping[str, Any], recipe_name: str) -> None:
         style = "yellow" if row["failed"] or row["converged"] is False else "bold" if row["method"] == result["chosen"] else ""
         table.add_row(*cells(row), style=style)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    for line in [*notes(result), f"report: {result['report']}", *commands(result, recipe_name)]:
+    for line in notes(result):
         console.result(line)
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row of figures as text. Chains are never without their R-hat, nor is a gap to an estimate without a word."""
-    name = row["method"] + (" (reference)" if row["role"] == "reference" else "")
     if row["failed"]:
-        return [name, f"failed: {row['failed']}", *[""] * (len(TITLES) - 2)]
+        return [_name(row), f"failed: {row['failed']}", *[""] * (len(TITLES) - 2)]
     gap = "-" if row["gap"] is None else f"{row['gap']:.2f}"
     return [
-        name,
+        _name(row),
         _error(row["mean_error"], row["mean_by_chance"]),
         _error(row["variance_error"], row["variance_by_chance"]),
         _within(row["elbo"], row["elbo_stderr"]),
@@ -70,7 +63,15 @@ def _within(value: float | None, error: float | None) -> str:
 def _rhat(row: Mapping[str, Any]) -> str:
     if row["converged"] is None:
         return "-"
-    return (f"{row['rhat']:.3f}" if row["rhat"] is not None else "none") + ("" if row["converged"] else ", not converged")
+    return _number(row) + ("" if row["converged"] else ", not converged")
+
+
+def _number(row: Mapping[str, Any]) -> str:
+    return f"{row['rhat']:.3f}" if row["rhat"] is not None else "none"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return row["method"] + (" (reference)" if row["role"] == "reference" else "")
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -83,48 +84,21 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     lines = [ABOUT, where, "Times are of runs side by side on one machine; ESS/s is of the worst unknown, warmup included."]
     for row in result["rows"]:
         if row["converged"] is False:
-            what = "the reference run: no error above can be relied on" if row["role"] == "reference" else "its figures are no answer"
-            lines.append(f"{row['method']}: chains have not converged (R-hat {_rhat(row)}; wanted below {comparison.CONVERGED}); {what}.")
+            what = "no error above can be relied on" if row["role"] == "reference" else "its figures are no answer"
+            lines.append(f"{_name(row)}: chains have not converged (R-hat {_number(row)}; wanted below {comparison.CONVERGED}); {what}.")
         if row["errors"]:
             lines.append(f"{row['method']}: {row['errors']:,} proposals had a log density that is no number, and were refused.")
     return lines
 
 
-def commands(result: Mapping[str, Any], recipe_name: str) -> list[str]:
-    """How a method's posterior is trained, registered and served."""
-    others = [
-        row["method"] for row in result["rows"] if row["role"] == "method" and row["method"] != result["chosen"] and not row["failed"]
-    ]
-    own = [f"genmodels run {recipe_name}   # trains, registers and serves this posterior by {result['chosen']}"]
-    return [*own, *(f"genmodels run {recipe_name} --set model.method={name}   # or by another method" for name in others[:1])]
-
-
-def write(recipe: Recipe, shards: Shards, result: Mapping[str, Any], reference: Found, found: Sequence[Found]) -> None:
-    """report.html and its pictures into the comparison's folder."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(loader=FileSystemLoader(card.TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+def pictures(result: Mapping[str, Any], reference: Found, found: Sequence[Found]) -> dict[str, Any]:
+    """Draws the marginals and every chain's traces and ranks into the comparison's folder -> their URIs, and what is to be said of each chain."""
     sound = [each for each in found if not each.failed]
-    bad = [bool(row["failed"] or row["converged"] is False) for row in result["rows"]]
-    html = environment.get_template("inference.html").render(
-        name=recipe.name,
-        about=" ".join(recipe.about.split()),
-        unknowns=len(reference.names),
-        target=recipe.model.config.get("target", "linear"),
-        rows=shards.rows["train"],
-        event=shards.event,
-        titles=TITLES,
-        table=[
-            {"cells": cells(row), "bad": wrong, "chosen": row["method"] == result["chosen"]}
-            for row, wrong in zip(result["rows"], bad, strict=True)
-        ],
-        notes=notes(result),
-        marginals=_kept(result, "marginals.png", plots.marginals(reference, _named(result, sound), reference.names)),
-        chains=[_chains(result, each, row) for each, row in _pairs(result, reference, sound) if each.chains],
-        commands=commands(result, recipe.name),
-        recipe=yaml.safe_dump(recipes.dump(recipe), sort_keys=False, allow_unicode=True),
-    )
-    storage.write_bytes(result["report"], html.encode())
+    marginals = _kept(result, "marginals.png", plots.marginals(reference, _named(result, sound), reference.names))
+    return {
+        "marginals": marginals,
+        "chains": [_chains(result, each, row) for each, row in _pairs(result, reference, sound) if each.chains],
+    }
 
 
 def _named(result: Mapping[str, Any], sound: Sequence[Found]) -> dict[str, Found]:
@@ -158,6 +132,6 @@ def _chains(result: Mapping[str, Any], found: Found, row: Mapping[str, Any]) -> 
 
 
 def _kept(result: Mapping[str, Any], name: str, png: bytes) -> str:
-    """The picture as a data: URI; it also lies beside the report."""
-    storage.write_bytes(storage.join(result["uri"], name), png)
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    uri = storage.join(result["uri"], name)
+    storage.write_bytes(uri, png)
+    return uri

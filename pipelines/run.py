@@ -27,10 +27,16 @@ def run(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 def until(last: str, recipe: Recipe) -> dict[str, Any]:
     """What every stage up to and with `last` made, by the stage's name; "run" is the report's URI."""
+    made = reach(last, run(recipe))
+    plan.remember(recipe)
+    return made
+
+
+def reach(last: str, stages: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+    """What the stages from here up to and with `last` made."""
     made: dict[str, Any] = {}
-    for name, record in run(recipe):
+    for name, record in stages:
         made[name] = record
         if name == last:
             break
-    plan.remember(recipe)
     return made

@@ -1,7 +1,7 @@
 """What the command says when it is done: scores beside their baselines, where things are, and what to do next."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -21,14 +21,19 @@ def show(made: Mapping[str, Any]) -> None:
     console.emit(**machine(made))
     if console.speaks_json():
         return
-    for record in made.values():
-        for kind, write in _WRITERS.items():
-            if isinstance(record, kind):
-                write(record)
+    tell(made.values())
     if "run" in made:
         _line("report", made["run"])
         version = made["register"]
         _line("keep it up", f"genmodels serve {version.uri}" + ("" if version.champion else "   (the gate kept the present champion)"))
+
+
+def tell(records: Iterable[Any]) -> None:
+    """A few lines for people of each record."""
+    for record in records:
+        for kind, write in _WRITERS.items():
+            if isinstance(record, kind):
+                write(record)
 
 
 def machine(made: Mapping[str, Any]) -> dict[str, Any]:

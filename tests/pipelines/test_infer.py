@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from genmodels.models.posterior import Posterior
 from genmodels.models.posterior_mixture import RATE, SHAPE
 from genmodels.train import TrainConfig
 from genmodels.zoo import build
-from pipelines import cli, comparison, inference, inference_report
+from pipelines import cli, comparison, infer, inference, inference_page, inference_report
 from pipelines import recipe as recipes
 from pipelines.comparison import Evidence, Found
-from pipelines.errors import Refused
+from pipelines.errors import Failed, Refused
 from pipelines.recipe import Recipe
-from pipelines.records import Shards
-from pipelines.shards import open_shards, schema
+from pipelines.records import Shards, Version
+from pipelines.shards import examples, open_shards, schema
+from tests.pipelines.commands import command
 
 FEATURES = ("height", "weight")
 EVENT = Event(modality="table", shape=(1,), levels=0, condition=Event(modality="table", shape=(2,), levels=0))
@@ -211,19 +213,54 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.ray
-def test_infer_compares_on_ray_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "line.yaml"
-    path.write_text(json.dumps(recipes.dump(recipe(tmp_path, "infer.methods=[gibbs, metropolis, vi-full]"))))
-    for again in (False, True):
-        with pytest.raises(SystemExit) as end:
-            cli.main(["infer", str(path), "--json"])
-        out = capsys.readouterr()
-        assert end.value.code == 0, out.err
-        lines = [json.loads(line) for line in out.out.splitlines()]
+def test_infer_compares_registers_and_does_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First the comparison alone, then what it leaves out, then nothing: the registered version draws, and `run` has only to deploy it."""
+    path, run = tmp_path / "line.yaml", command(capsys)
+    path.write_text(json.dumps(recipes.dump(recipe(tmp_path, "infer.methods=[gibbs, metropolis, vi-full]", method="gibbs"))))
+    said = [run("infer", str(path), *more) for more in (["--no-register"], [], [])]
+    for lines in said:
         assert [line["method"] for line in lines if line.get("row")] == ["gibbs", "gibbs", "metropolis", "vi-full"]
-        result = lines[-1]
-        assert result["evidence"]["exact"] and result["parameters"][1] == "w[age]"
-        assert any(line.get("status") == "reused" and line["stage"] == "infer" for line in lines) == again
+    alone, result, again = (lines[-1] for lines in said)
+    assert alone["evidence"]["exact"] and alone["parameters"][1] == "w[age]" and "version" not in alone
+    reused = [{line["stage"] for line in lines if line.get("status") == "reused"} for lines in said]
+    assert reused == [set(), {"prepare", "infer"}, {"prepare", "infer", "train", "evaluate", "register"}] and again == result
+    assert result["version"]["name"] == "line" and result["version"]["champion"] and result["rows"] == alone["rows"]
+    assert result["scores"][0]["protocol"].startswith("exact p(x|c) given 800 draws by gibbs, R-hat ")
     page = Path(result["report"]).read_text()
-    assert page.count("data:image/png;base64,") == 1 + 2 * 3 and "not converged" in page and "--set model.method=" in page
+    assert page.count("data:image/png;base64,") == 2 + 2 * 3 and "not converged" in page and "genmodels serve models:/line@champion" in page
+    links = set(re.findall(r'href="([^"]+)"', page))
+    assert {"marginals.png", "ranks-metropolis.png", "draws/reference.npz"} < links
+    assert all((Path(result["uri"]) / link).exists() for link in links)
     assert np.load(Path(result["uri"]) / "draws" / "vi-full.npz")["draws"].shape[2] == 12
+    patients = next(examples(open_shards(result["shards"]["uri"]), "train", 363))
+    assert patients.c is not None
+    np.save(tmp_path / "c.npy", patients.c.mean(0).numpy())
+    out = tmp_path / "s.npy"
+    run("sample", "models:/line/1", "-n", "200", "--condition", str(tmp_path / "c.npy"), "-o", str(out), "--storage", str(tmp_path))
+    assert np.load(out).mean() == pytest.approx(patients.x.mean().item(), abs=4 * patients.x.std().item() / math.sqrt(200))
+    states = {step["stage"]: step["state"] for step in run("plan", str(path))}
+    assert states["register"] == "done" and states["deploy"] == "would run"
+
+
+def test_a_method_that_came_to_nothing_is_not_registered(tmp_path: Path) -> None:
+    failed = row(Found(method="hmc", draws=np.empty((0, 0, 0)), failed="0 draws"))
+    found = {"rows": [row(REFERENCE) | {"role": "reference"}, failed], "chosen": "hmc"}
+    with pytest.raises(Failed, match=r"recipe line: nothing is registered, as hmc came to nothing: 0 draws; choose another"):
+        infer._check(recipe(tmp_path), found)
+    infer._check(recipe(tmp_path), {**found, "chosen": "gibbs"})
+
+
+def test_what_is_said_to_do_next_keeps_what_was_asked(tmp_path: Path) -> None:
+    rows = [
+        row(REFERENCE) | {"role": "reference"},
+        row(REFERENCE),
+        row(Found(method="mala", draws=draws(7) + np.arange(4.0)[:, None, None])),
+    ]
+    found = {"rows": [*rows, row(Found(method="vi-full", draws=draws(8).reshape(1, -1, 3), chains=False))], "chosen": "gibbs"}
+    version = Version(name="line", version="3", artifact="", digest="", champion=False, reason="", fingerprint="")
+    lines = inference_page.commands(recipe(tmp_path), version, found, "mine.yaml --set train.steps=6")
+    assert lines[0].startswith(f"genmodels serve models:/line/3 --storage {tmp_path}   # ") and "gate did not" in lines[0]
+    other = "genmodels infer mine.yaml --set train.steps=6 --set model.method=vi-full"
+    assert [line.partition("   #")[0] for line in lines[1:]] == [other], "chains that have not converged are not proposed"
+    alone = inference_page.commands(recipe(tmp_path), None, found, "mine.yaml")
+    assert alone[0].startswith("genmodels infer mine.yaml   # registers")
