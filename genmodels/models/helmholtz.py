@@ -147,7 +147,8 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
         ]
 
     def wake_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """-log p(x, h) of what q guesses for pictures, in nats a value; of k guesses each counts by its share of the weights."""
+        """-log p(x, h) of what q guesses for pictures, in nats a value; of k guesses each counts by its share of the weights. Among the
+        metrics the bound of those guesses, by its name."""
         k = self.config.k if self.config.algorithm == "reweighted" else 1
         with torch.no_grad():
             bits, log_q = self.guess(batch.x, batch.y, noise.uniform("wake", (k, self.bits)))
@@ -155,7 +156,8 @@ class Helmholtz(Trained, Bounded, Encodes, Decodes):
         log_w = log_p.detach() - log_q
         loss = -(torch.softmax(log_w, dim=1) * log_p).sum(1).mean() / self.event.dims
         bound = (math.log(k) - torch.logsumexp(log_w, dim=1)).mean()
-        return loss, {"bits_per_dim_bound": bound / self.event.dims / math.log(2)}
+        name = f"iwae_{k}" if self.config.algorithm == "reweighted" else "elbo"
+        return loss, {f"bits_per_dim_{name}": bound / self.event.dims / math.log(2)}
 
     def sleep_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """-log q(h | x) of what p dreams, in nats a bit. Of the batch only the number of its rows is looked at."""

@@ -1,6 +1,7 @@
 """Each phase against the weights of the other net, and every law against the enumeration of all bits and all pictures."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,13 @@ LABELLED = Event(modality="image", shape=(1, 2, 2), levels=3, classes=2)
 
 
 def model_of(event: Event = TOY, *, hidden: tuple[int, ...] = (4, 3), by: float = 1.5, **config: Any) -> Helmholtz:
+    """Labels weigh as much as the layers do: what is wrong about one would show."""
     model = shaken("helmholtz", event, by=by, hidden=hidden, **config)
     assert isinstance(model, Helmholtz)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "label" in name:
+                parameter.mul_(3)
     return model
 
 
@@ -117,7 +123,7 @@ def test_guesses_come_from_the_posterior_that_weighs_them() -> None:
 @pytest.mark.parametrize(("event", "y"), [(TOY, None), (LABELLED, None), (LABELLED, 1)])
 def test_bounds_rise_with_k_and_stay_below_the_likelihood(event: Event, y: int | None) -> None:
     """In expectation: means over repeats, with their error bars; and every weight's own mean is the likelihood."""
-    model, repeats = model_of(event, by=0.8), 2000
+    model, repeats = model_of(event, by=0.5 if event.classes else 0.8), 2000
     x = examples(event, 3)
     if event.classes and y is None:
         each = torch.stack([exact(model, x, torch.full((3,), label)) for label in range(event.classes)], 1)
@@ -182,14 +188,32 @@ def test_sleep_looks_at_no_picture() -> None:
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
 
 
-def test_sleep_is_the_expectation_over_dreams() -> None:
-    """-log q(h | x) under p(x, h), by enumeration of both."""
-    model, rows = model_of(algorithm="wake-sleep"), 40_000
-    x, bits = states(TOY), all_bits(model).expand(64, -1, -1)
+@pytest.mark.parametrize("event", [TOY, LABELLED])
+def test_sleep_is_the_expectation_over_dreams(event: Event) -> None:
+    """-log q(h | x, y) under p(x, h | y) and the labels' frequencies, by enumeration; the batch's own labels are not looked at."""
+    model, rows = model_of(event, algorithm="wake-sleep"), 40_000
+    x = states(event)
+    bits, truth = all_bits(model).expand(len(x), -1, -1), torch.zeros(())
     with torch.no_grad():
-        truth = -(model.log_joint(x, bits, None).exp() * model.log_posterior(x, bits, None)).sum() / model.bits
-        loss, _ = model.sleep_loss(batch_of(torch.zeros(rows, 1, 2, 3, dtype=torch.uint8)), Noise(0, position=range(rows)))
+        for label, share in enumerate(model.class_frequencies if event.classes else torch.ones(1)):
+            y = torch.full((len(x),), label) if event.classes else None
+            truth -= share * (model.log_joint(x, bits, y).exp() * model.log_posterior(x, bits, y)).sum() / model.bits
+        batch = batch_of(torch.zeros(rows, *event.shape, dtype=torch.uint8))
+        labels = torch.zeros(rows, dtype=torch.int64) if event.classes else None
+        loss, _ = model.sleep_loss(replace(batch, y=labels), Noise(0, position=range(rows)))
     assert loss.item() == pytest.approx(truth.item(), rel=0.01)
+
+
+@pytest.mark.parametrize(("algorithm", "name"), [("wake-sleep", "elbo"), ("reweighted", "iwae_4")])
+def test_the_wake_phase_reports_the_bound_of_its_guesses(algorithm: str, name: str) -> None:
+    model, x, noise = model_of(algorithm=algorithm, k=4), examples(TOY, 5), Noise(0, position=range(5))
+    guesses = noise.uniform("wake", (4 if algorithm == "reweighted" else 1, model.bits))
+    with torch.no_grad():
+        bits, _ = model.guess(x, None, guesses)
+        weights = (model.log_joint(x, bits, None) - model.log_posterior(x, bits, None)).double().exp()
+        metrics = model.wake_loss(batch_of(x), noise)[1]
+    assert set(metrics) == {f"bits_per_dim_{name}"}
+    assert metrics[f"bits_per_dim_{name}"].item() == pytest.approx(-weights.mean(1).log2().mean().item() / TOY.dims, rel=1e-5)
 
 
 @pytest.mark.parametrize(("algorithm", "k"), [("wake-sleep", 1), ("reweighted", 2000)])

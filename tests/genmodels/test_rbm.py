@@ -201,6 +201,20 @@ def test_a_gibbs_step_leaves_the_law_as_it_is(event: Event) -> None:
 
 
 @pytest.mark.parametrize("event", [PLAIN, LABELLED])
+def test_chains_begin_at_independent_bits_of_the_fitted_rates(event: Event) -> None:
+    """And at one label of theirs, none of it held."""
+    model, n = model_of(event), 20_000
+    with torch.no_grad():
+        start, held = model._start(Noise(1, position=range(n)), None)
+        rates = torch.cat([model.base[: event.dims].sigmoid(), model.base[event.dims :].softmax(0)])
+    assert float((rates - torch.sigmoid(model.visible.detach())).abs().max()) > 0.1
+    assert not held.any() and set(start.unique().tolist()) == {0.0, 1.0}
+    assert bool(((start.mean(0) - rates).abs() < 4.5 * (rates * (1 - rates) / n).sqrt()).all())
+    related = torch.corrcoef(start.T[: event.dims]) - torch.eye(event.dims)
+    assert float(related.abs().max()) < 4.5 / n**0.5
+
+
+@pytest.mark.parametrize("event", [PLAIN, LABELLED])
 def test_samples_come_from_the_normalised_energy(event: Event) -> None:
     """G-test of 20,000 chains against exp(-F(x, y)) / Z_y; the chain is long enough for these weights."""
     model, label, n = model_of(event, length=40), 1 if event.classes else 0, 20_000

@@ -282,9 +282,13 @@ def test_completions_are_drawn_from_the_posterior_given_the_known_part(classes: 
     wide enough for the chain to move: pseudo-Gibbs alone would be off by a twelfth."""
     event = replace(SMALL, classes=classes)
     model = model_of(event, latent=1, hidden=8, network="dense", by=1.0, semi_supervised=semi_supervised)
+    assert isinstance(model.encoder, Dense)
     with torch.no_grad():
-        leave(model).weight.mul_(0.3)
-        leave(model).bias.zero_()
+        leave(model).weight.mul_(torch.tensor([[0.3], [0.5]]))
+        leave(model).bias.copy_(torch.tensor([0.0, 0.2]))
+        for label in model.encoder.labels:
+            for vectors in label.parameters():
+                vectors.mul_(2)  # labels whose codes are wider or narrower, which their proposals are weighed for
     rows, steps = 5000, 60
     known = known_of(event).expand(rows, *event.shape)
     every = states(event)

@@ -60,21 +60,25 @@ def test_the_bound_without_a_label_is_the_sum_over_all_of_them() -> None:
 
 @pytest.mark.parametrize("config", [{}, {"alpha": 7.0}, {"beta": 3.0, "free_bits": 0.4}, {"objective": "iwae", "k": 4}])
 def test_the_loss_of_a_mixed_batch_is_each_row_s_own(config: dict[str, Any]) -> None:
+    """Its value, and its gradient by every parameter: q(y|x) is pulled on by its entropy and by all that it weighs."""
     model, classes = model_of(**config), EVENT.classes
     eps = NOISE.normal("z", (model.config.k, 2))
-    with torch.no_grad():
-        loss, metrics = model.loss(BATCH, NOISE)
-        log_q, log_p = model.classify(X), model.class_frequencies.log()
-        objective, bound = torch.zeros(6), torch.zeros(6)
-        for i, label in enumerate(Y.tolist()):
-            each = [model.terms(X[i : i + 1], torch.tensor([y]), eps[i : i + 1]) for y in range(classes)]
-            if label >= 0:
-                objective[i] = each[label].objective[0] + model.config.alpha * log_q[i, label]
-                bound[i] = each[label].bound[0]
-                continue
-            for y, one in enumerate(each):
-                objective[i] += log_q[i, y].exp() * (one.objective[0] + log_p[y] - log_q[i, y])
-                bound[i] += log_q[i, y].exp() * (one.bound[0] + log_p[y] - log_q[i, y])
+    loss, metrics = model.loss(BATCH, NOISE)
+    log_q, log_p = model.classify(X), model.class_frequencies.log()
+    objective, bound = torch.zeros(6), torch.zeros(6)
+    for i, label in enumerate(Y.tolist()):
+        each = [model.terms(X[i : i + 1], torch.tensor([y]), eps[i : i + 1]) for y in range(classes)]
+        if label >= 0:
+            objective[i] = each[label].objective[0] + model.config.alpha * log_q[i, label]
+            bound[i] = each[label].bound[0]
+            continue
+        for y, one in enumerate(each):
+            objective[i] += log_q[i, y].exp() * (one.objective[0] + log_p[y] - log_q[i, y])
+            bound[i] += log_q[i, y].exp() * (one.bound[0] + log_p[y] - log_q[i, y])
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(-objective.mean() / 6, parameters)
+    for one, other in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     name = "bits_per_dim_iwae_4" if model.config.objective == "iwae" else "bits_per_dim_elbo"
     assert loss.item() == pytest.approx(-objective.mean().item() / 6, rel=1e-5)
     assert metrics[name].item() == pytest.approx(-bound.mean().item() / 6 / math.log(2), rel=1e-5)
