@@ -75,6 +75,19 @@ async def condition(file: Path | None, model: Description, replica: Replica) -> 
         raise Refused(f"--condition {file}: {problem.detail}") from None
 
 
+async def condition_of(file: Path | None, x: NDArray[Any], model: Description, replica: Replica) -> list[Any] | None:
+    """What examples x (n, *shape) are weighed under: what `condition` makes of the file, for all or a row each; None where there is no file and the
+    model derives it of each."""
+    if file is None and (wanted := model.event.get("condition")) is not None:
+        try:
+            await replica.derive(x[:1])
+        except Problem:
+            raise Refused(
+                f"{model.model} weighs examples under a condition of shape {tuple(wanted['shape'])}: give --condition FILE"
+            ) from None
+    return None if file is None else await condition(file, model, replica)
+
+
 async def _condition(file: Path, model: Description, wanted: Mapping[str, Any], replica: Replica) -> NDArray[Any]:
     if file.suffix == ".npy":
         return examples.array(content(file))

@@ -16,6 +16,12 @@ Count = Annotated[int, typer.Option("-n", min=1, help="how many")]
 Seed = Annotated[int, typer.Option(min=0)]
 Label = Annotated[str | None, typer.Option(help="a class's name or number; drawn by how likely each is where left out")]
 Temperature = Annotated[float, typer.Option(help="below 1 safer, above 1 bolder")]
+Given = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="as for `sample`, or a .npy array with a row for each example; derived of each where left out and it can be"
+    ),
+]
 First = Annotated[int, typer.Option(min=0, help="index of the first one of the seed")]
 Condition = Annotated[
     Path | None, typer.Option(metavar="FILE", help="what to condition on: a picture or sound, or a .npy array of the condition's shape")
@@ -76,6 +82,7 @@ def score(
     model: ModelName,
     files: Files,
     label: Annotated[str | None, typer.Option(help="a class's name or number; all classes are summed over where left out")] = None,
+    condition: Given = None,
     surprise: Annotated[Path | None, typer.Option("--map", metavar="OUT.png", help="draws where the model is surprised, in bits")] = None,
     storage: Storage = "./runs",
     as_json: AsJson = False,
@@ -84,15 +91,15 @@ def score(
     from pipelines import query
 
     console.speak_json(as_json)
-    query.score(model, files, label=label, out=surprise, storage=storage)
+    query.score(model, files, label=label, condition=condition, out=surprise, storage=storage)
 
 
-def classify(model: ModelName, files: Files, storage: Storage = "./runs", as_json: AsJson = False) -> None:
+def classify(model: ModelName, files: Files, condition: Given = None, storage: Storage = "./runs", as_json: AsJson = False) -> None:
     """The likeliest class of each file, by Bayes' rule or a recognition network; says which."""
     from pipelines import query
 
     console.speak_json(as_json)
-    query.classify(model, files, storage=storage)
+    query.classify(model, files, condition=condition, storage=storage)
 
 
 def encode(

@@ -88,11 +88,11 @@ def complete(
     answers.save(answers.ask(model, storage, {"max_samples": max_samples}, work), "completions")
 
 
-def score(model: str, files: Sequence[Path], *, label: str | None, out: Path | None, storage: str) -> None:
+def score(model: str, files: Sequence[Path], *, label: str | None, condition: Path | None, out: Path | None, storage: str) -> None:
     """Scores files one by one; a sound longer than the event counts as its windows together. out: a PNG of where the model is surprised."""
     if out is not None and out.suffix != ".png":
         raise Refused(f"--map {out}: the map is a picture; give a name that ends in .png")
-    request = requests.valid(ScoreRequest, {"label": answers.class_of(label), "map": out is not None})
+    values = {"label": answers.class_of(label), "map": out is not None}
 
     async def work(replica: Replica, description: Description) -> tuple[list[dict[str, Any]], bytes]:
         if out is not None and description.event["modality"] == "table":
@@ -100,6 +100,8 @@ def score(model: str, files: Sequence[Path], *, label: str | None, out: Path | N
         rows, found = [], []
         for file in files:
             x, lengths = inputs.example(file, description)
+            c = await inputs.condition_of(condition, x, description, replica)
+            request = requests.valid(ScoreRequest, {**values, "condition": c})
             weighed = await replica.score(requests.weigh(request, x, lengths, description))
             dims = sum(lengths) if lengths else x.size
             nats = float(weighed.nats.sum())
@@ -122,7 +124,7 @@ def score(model: str, files: Sequence[Path], *, label: str | None, out: Path | N
         console.result(f"{out}  (where the model is surprised, in bits)")
 
 
-def classify(model: str, files: Sequence[Path], *, storage: str) -> None:
+def classify(model: str, files: Sequence[Path], *, condition: Path | None, storage: str) -> None:
     """The likeliest class of each file, and of each window of a longer sound; by what is said below them."""
 
     async def work(replica: Replica, description: Description) -> list[dict[str, Any]]:
@@ -130,7 +132,8 @@ def classify(model: str, files: Sequence[Path], *, storage: str) -> None:
         rows = []
         for file in files:
             x, lengths = inputs.example(file, description)
-            asked = requests.classify(requests.valid(ClassificationRequest, {}), x, lengths, description)
+            c = await inputs.condition_of(condition, x, description, replica)
+            asked = requests.classify(requests.valid(ClassificationRequest, {"condition": c}), x, lengths, description)
             said = await replica.classify(asked)
             names = description.labels or [str(number) for number in range(description.classes)]
             for number, log_probs in enumerate(said.log_probs.tolist()):

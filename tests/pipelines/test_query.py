@@ -37,6 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(root / "gan", family="gan", event=PICTURE)
     (root / "x.png").write_bytes(media.png(X, levels_count=5))
     (root / "x.wav").write_bytes(media.wav(CODES, sample_rate=8000, levels_count=256, companding="mu-law"))
+    (root / "other.wav").write_bytes(media.wav(CODES[::-1], sample_rate=8000, levels_count=256, companding="mu-law"))
     (root / "short.wav").write_bytes(media.wav(CODES[:25], sample_rate=8000, levels_count=256, companding="mu-law"))
     (root / "fast.wav").write_bytes(media.wav(CODES, sample_rate=16000, levels_count=256, companding="mu-law"))
     (root / "text.png").write_text("no picture")
@@ -166,6 +167,29 @@ def test_a_sound_is_drawn_and_continued_under_the_features_of_another(run: Comma
     assert np.array_equal(np.load(out), filled.x.numpy())
 
 
+def test_examples_are_scored_under_a_condition_from_a_file(run: Command, models: Path, tmp_path: Path) -> None:
+    """One for all, or a row each; where none is given, what the model derives of each."""
+    x = np.stack([X, (X + 2) % 5])
+    c = np.stack([X[:, :2, :2], X[:, 2:, 2:]])
+    for name, value in (("x", x), ("c", c), ("one", c[0])):
+        np.save(tmp_path / f"{name}.npy", value)
+    for model in ("told", "larger"):
+        loaded = load(models / model)
+        assert isinstance(loaded, Autoregressive)
+        for file, given in (("one", torch.from_numpy(c[:1]).expand(2, 1, 2, 2)), ("c", torch.from_numpy(c))):
+            (said,) = run("score", model, str(tmp_path / "x.npy"), "--condition", str(tmp_path / f"{file}.npy"))
+            with torch.no_grad():
+                assert said["nats"] == pytest.approx(loaded.log_prob(torch.from_numpy(x), c=given).sum().item(), rel=1e-5)
+            assert said["protocol"] == "exact p(x|c)"
+    (derived,), (given,) = run("score", "larger", "x.png"), run("score", "larger", "x.png", "--condition", "x.png")
+    assert derived == given
+
+
+def test_a_sound_is_classified_under_the_features_of_another(run: Command, models: Path) -> None:
+    own, other = (run("classify", "vocoder", "x.wav", "--condition", file)[0]["log_probs"] for file in ("x.wav", "other.wav"))
+    assert own == run("classify", "vocoder", "x.wav")[0]["log_probs"] != other
+
+
 CAN_GAN = "gan (gan) cannot {}; it can: decodes"
 MISTAKES = [
     (["complete", "digits", "x.png"],
@@ -193,6 +217,8 @@ MISTAKES = [
     (["complete", "gan", "x.png", "--rows", "1"], CAN_GAN.format("fill in what is missing")),
     (["classify", "gan", "x.png"], CAN_GAN.format("say p(y|x)")),
     (["classify", "larger", "x.png"], "larger was trained without labels: there are no classes to choose from"),
+    (["score", "told", "x.png"], "told weighs examples under a condition of shape (1, 2, 2): give --condition FILE"),
+    (["score", "digits", "x.png", "--condition", "x.png"], "--condition x.png: digits takes none: leave it out"),
     (["score", "digits", "x.png", "--map", "map.jpg"], "--map map.jpg: the map is a picture; give a name that ends in .png"),
     (["score", "digits", "text.png"], "text.png: the image cannot be read: cannot identify image"),
     (["sample", "digits", "--condition", "x.png"], "--condition x.png: digits takes none: leave it out"),
