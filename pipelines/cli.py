@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="From a folder of pictures or sounds to a generative model answering on an endpoint. Start with `genmodels run digits-pixelcnn`.",
+    help="From pictures, sounds or a table to a generative model answering on an endpoint. Start with `genmodels run digits-pixelcnn`.",
 )
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a path to a recipe, or a shipped recipe's name")]
@@ -52,7 +52,7 @@ def _stage_command(name: str, text: str) -> None:
 
 
 _stage_command("run", "All stages: prepare, tune, train, evaluate, register, deploy, report.")
-_stage_command("prepare", "Turn the recipe's pictures or sounds into Shards.")
+_stage_command("prepare", "Turn the recipe's pictures, sounds or rows into Shards.")
 _stage_command("tune", "Search the recipe's hyperparameters (after what comes before it).")
 _stage_command("train", "Train the model (after what comes before it).")
 _stage_command("evaluate", "Score the model on the test split (after what comes before it).")
@@ -186,7 +186,9 @@ def _usage(error: Any) -> str:
     if message.startswith("No such command"):
         names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
         return unknown("command", message.split("'")[1], names)
-    return (message[:1].lower() + message[1:] + "; see genmodels --help") if message else "no command given; see genmodels --help"
+    return (
+        (message[:1].lower() + message[1:].rstrip(".") + "; see genmodels --help") if message else "no command given; see genmodels --help"
+    )
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:

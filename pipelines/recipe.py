@@ -59,14 +59,35 @@ def load(recipe: str, changes: Sequence[str] = ()) -> Recipe:
             raise Refused(unknown("recipe", recipe, names()) + " (or give a path that ends in .yaml)")
         path = next(file for file in shipped() if file.stem == recipe)
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
+        values = _read(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise Refused(f"no recipe at {path}; the shipped ones are: {', '.join(names())}") from None
-    except yaml.YAMLError as error:
-        raise Refused(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    except IsADirectoryError:
+        raise Refused(f"{path} is a folder; wanted the recipe's file") from None
+    except UnicodeDecodeError:
+        raise Refused(f"{path} is no text in UTF-8; wanted a recipe in YAML") from None
     if not isinstance(values, dict):
-        raise Refused(f"{path} holds {type(values).__name__}; wanted a mapping with name, data, model, train")
+        held = "nothing" if values is None else f"a {KINDS.get(type(values).__name__, type(values).__name__)}"
+        raise Refused(f"{path} holds {held}; wanted a mapping with name, data, model, train")
     return check(set_keys(values, changes))
+
+
+KINDS = {"str": "text", "dict": "mapping", "int": "number", "float": "number"}
+"""What YAML calls what Python calls otherwise."""
+
+
+def _read(text: str, where: str) -> Any:
+    """The values of a YAML text. Raises Refused with the line and column of what is wrong."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark, way_out = error.problem_mark, ""
+        if "'\\t'" in (error.problem or ""):
+            way_out = "; indent with spaces, YAML takes no tabs"
+        at = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise Refused(f"{where} is no YAML: {error.problem}{at}{way_out}") from None
+    except yaml.YAMLError as error:
+        raise Refused(f"{where} is no YAML: {' '.join(str(error).split())}") from None
 
 
 def set_keys(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +96,7 @@ def set_keys(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         key, equals, text = change.partition("=")
         if not equals or not key:
             raise Refused(f"--set {change}: wanted KEY=VALUE, as in --set train.steps=100")
-        values = put(values, key, yaml.load(text, Loader=_Loader))
+        values = put(values, key, _read(text, f"--set {change}: {text}"))
     return values
 
 
@@ -173,9 +194,18 @@ def _say(error: ValidationError, model: type[BaseModel], *prefix: str) -> str:
         return f"{where}: {unknown('key', str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{where}: missing"
-    message = first["msg"].removeprefix("Value error, ")
+    message = SAID.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     got = f" (got {first['input']!r})" if not isinstance(first["input"], dict) else ""
     return f"{where}: {message}{got}"
+
+
+SAID = {
+    "model_type": "wanted a section of keys and values",
+    "dict_type": "wanted keys and values",
+    "tuple_type": "wanted a list, as [a, b]",
+    "list_type": "wanted a list, as [a, b]",
+}
+"""What pydantic says in Python's words, in YAML's."""
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

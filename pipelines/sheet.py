@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +24,13 @@ def layout(event: Event, n: int) -> tuple[list[int] | None, int]:
     return labels, each if each > 1 else min(10, event.classes)
 
 
+def letters(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu, which matplotlib brings: Pillow's own font has a box for Ä, ж or λ, and labels and file names are in any language."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
 def row_names(labels: Sequence[int] | None, columns: int, names: Sequence[str]) -> list[str]:
     """The name of each row's class; none where a row holds several."""
     if not labels or not names or labels[0] != labels[columns - 1]:
@@ -36,7 +44,7 @@ def pictures(levels: np.ndarray, event: Event, columns: int, *, names: Sequence[
     sheet = Image.open(io.BytesIO(media.sheet(levels, levels_count=event.levels, columns=columns, scale=scale)))
     if not names:
         return _png(sheet)
-    font = ImageFont.load_default(size=13)
+    font = letters(13)
     margin = 12 + max(round(font.getlength(name)) for name in names)
     page = Image.new("RGBA", (sheet.width + margin, sheet.height), CLEAR)
     page.paste(sheet.convert("RGBA"), (margin, 0))

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from genmodels import media
 from genmodels.core import Event
+from pipelines.sheet import letters
 
 SIDE, GAP, BAR = 256, 16, 14
 """Pixels: the least side that a picture is enlarged to, between things, width of the scale."""
@@ -51,7 +52,7 @@ def heat(bits: NDArray[np.floating], top: float) -> NDArray[np.uint8]:
 
 def _pictures(found: Sequence[Surprise], event: Event) -> bytes:
     _, height, width = event.shape
-    scale, font = max(1, round(SIDE / max(height, width))), ImageFont.load_default(size=14)
+    scale, font = max(1, round(SIDE / max(height, width))), letters(14)
     high, wide = height * scale, width * scale
     each = [one.bits.sum(axis=0) for one in found]
     top = max(max(float(bits.max()) for bits in each), 1e-3)

@@ -44,7 +44,7 @@ def complain(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
             2,
             "genmodels: recipe digits-pixelcnn: train.stepz: unknown key 'stepz'; did you mean 'steps'?",
         ),
-        (["sample"], 2, "genmodels: missing argument 'MODEL'.; see genmodels --help"),
+        (["sample"], 2, "genmodels: missing argument 'MODEL'; see genmodels --help"),
         (
             ["submit", "digits-pixelcnn", "--address", "head"],
             2,

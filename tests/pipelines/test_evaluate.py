@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from genmodels import artifact
 from genmodels import evaluate as scoring
@@ -157,6 +157,13 @@ def test_a_sheet_of_one_sample_a_class_is_ten_wide() -> None:
     assert sheet.row_names(labels, columns, small.LABELS) == []
     assert sheet.row_names(*sheet.layout(event, 20), small.LABELS) == list(small.LABELS)
     assert sheet.layout(Event(modality="image", shape=(1, 8, 8), levels=17), 64) == (None, 8)
+
+
+def test_labels_of_any_alphabet_are_written_out() -> None:
+    pages = [Image.new("L", (24, 24)) for _ in range(5)]
+    for page, letter in zip(pages, "Äжλo\uffff", strict=True):
+        ImageDraw.Draw(page).text((4, 4), letter, fill=255, font=sheet.letters(13))
+    assert len({page.tobytes() for page in pages}) == 5  # none of them is the box of a letter that the font lacks
 
 
 def test_scoring_a_part_is_said(made: Made, tmp_path: Path) -> None:

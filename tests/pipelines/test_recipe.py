@@ -85,16 +85,27 @@ def test_changes_are_checked_as_the_file_is(tmp_path: Path) -> None:
         recipes.load(str(file), ["train.lrr=1"])
     with pytest.raises(Refused, match=r"^--set train.lr: wanted KEY=VALUE, as in --set train.steps=100$"):
         recipes.load(str(file), ["train.lr"])
+    with pytest.raises(Refused, match=r"^--set data.image={height: 8: {height: 8 is no YAML: expected ',' or '}'"):
+        recipes.load(str(file), ["data.image={height: 8"])
+    with pytest.raises(Refused, match=r"data: wanted a section of keys and values \(got 'x'\)$"):
+        recipes.load(str(file), ["data=x"])
 
 
 def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
-    broken, listed = tmp_path / "broken.yaml", tmp_path / "list.yaml"
-    broken.write_text("a: [1\n")
-    listed.write_text("- 1\n")
-    with pytest.raises(Refused, match="is no YAML"):
-        recipes.load(str(broken))
-    with pytest.raises(Refused, match="holds list; wanted a mapping with name, data, model, train"):
-        recipes.load(str(listed))
+    for name, content, said in (
+        ("broken", b"a: [1\n", r"is no YAML: expected ',' or '\]', but got '<stream end>' \(line 2, column 1\)$"),
+        ("tabs", b"name: a\n\tstorage: x\n", r"\(line 2, column 1\); indent with spaces, YAML takes no tabs$"),
+        ("list", b"- 1\n", "holds a list; wanted a mapping with name, data, model, train$"),
+        ("text", b"some words\n", "holds a text; wanted a mapping"),
+        ("empty", b"", "holds nothing; wanted a mapping"),
+        ("bytes", b"\xff\xfe\x00", r"bytes\.yaml is no text in UTF-8; wanted a recipe in YAML$"),
+    ):
+        (tmp_path / f"{name}.yaml").write_bytes(content)
+        with pytest.raises(Refused, match=said):
+            recipes.load(str(tmp_path / f"{name}.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(Refused, match=r"folder\.yaml is a folder; wanted the recipe's file$"):
+        recipes.load(str(tmp_path / "folder.yaml"))
     with pytest.raises(Refused, match="no recipe at"):
         recipes.load(str(tmp_path / "none.yaml"))
     with pytest.raises(Refused, match=r"unknown recipe 'digits-pixelcn'; did you mean 'digits-pixelcnn'\?"):
