@@ -17,7 +17,7 @@ from pipelines.recipe import Recipe
 from pipelines.records import Output, Shards
 from pipelines.sections import Infer
 
-VERSION = 2
+VERSION = 3
 """Raised when the same recipe and shards would give another comparison than before, times aside."""
 
 FIGURES = "comparison.json"

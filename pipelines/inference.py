@@ -38,6 +38,13 @@ FEWEST = 100
 ROUND = 500
 """Steps a pass of the reference run."""
 
+CODES, LONG, WARMED, PATH = 32, 500, 4000, 8
+"""The reference run on a code, whose step costs nearly the same for few chains as for some dozens: chains; draws that each of them has at least;
+steps of warmup of all together; longest walk of Hamiltonian ones unless the recipe has another, for the prior is a standard normal."""
+
+AT_ONCE = 1024
+"""Densities of importance sampling that are found together: those of a decoder are not small."""
+
 
 def changed(recipe: Recipe, **keys: Any) -> Recipe:
     """The recipe with some of its keys set, a dot written as two underscores."""
@@ -68,16 +75,21 @@ def reference_recipe(recipe: Recipe, model: Posterior) -> Recipe:
     """The long run: Gibbs where its conditionals are known, else Hamiltonian chains, else a random walk; of a seed of its own."""
     assert recipe.infer is not None
     best = next(name for name in (GIBBS, "hmc", "metropolis") if name in model.parametric.methods)
-    method = recipe.infer.reference or best
-    chains = max(2, model.config.chains)
-    draws = -(-recipe.infer.reference_draws // chains)
-    draws += draws % 2
-    keys = {"model__method": method, "model__chains": chains, "model__draws": draws, "model__round": ROUND}
+    config, draws = model.config, recipe.infer.reference_draws
+    chains, warmup, leapfrog = max(2, config.chains), 1000, config.leapfrog
+    if config.target == "latent":
+        chains = max(chains, min(CODES, draws // LONG))
+        warmup, leapfrog = max(500, WARMED // chains), recipe.model.config.get("leapfrog", PATH)
+    each = 2 * math.ceil(draws / chains / 2)
     return changed(
         recipe,
-        **keys,
-        model__warmup=max(1000, model.config.warmup),
-        train__steps=2 + 2 * math.ceil(draws / ROUND),
+        model__method=recipe.infer.reference or best,
+        model__chains=chains,
+        model__draws=each,
+        model__round=ROUND,
+        model__warmup=max(warmup, config.warmup),
+        model__leapfrog=leapfrog,
+        train__steps=2 + 2 * math.ceil(each / ROUND),
         train__seed=derive(recipe.train.seed, "reference"),
     )
 
@@ -136,7 +148,7 @@ def evidence(model: Posterior, target: Target) -> Evidence | None:
         return None
     draws = model.draws
     theta, log_q = _student(draws.mean(0), torch.linalg.cholesky(draws.T.cov() + 1e-12 * torch.eye(draws.shape[1]).double()))
-    weights = target.log_density(theta) - log_q
+    weights = torch.cat([target.log_density(rows) for rows in theta.split(AT_ONCE)]) - log_q
     # Components can change places: their region in order is looked at alone, and holds one part of so many alike.
     weights = torch.where((target.ordered(theta) - theta).abs().amax(1) < 1e-6, weights, -math.inf)
     copies = math.lgamma(model.config.components + 1) if model.config.target == "mixture" else 0.0

@@ -27,7 +27,9 @@ from pipelines.errors import Failed, Refused
 from pipelines.recipe import Recipe
 from pipelines.records import Shards, Version
 from pipelines.shards import examples, open_shards, schema
+from tests.pipelines import small
 from tests.pipelines.commands import command
+from tests.pipelines.test_parents import parent
 
 FEATURES = ("height", "weight")
 EVENT = Event(modality="table", shape=(1,), levels=0, condition=Event(modality="table", shape=(2,), levels=0))
@@ -192,6 +194,21 @@ def test_the_reference_is_a_long_run_of_a_seed_of_its_own(tmp_path: Path) -> Non
     chosen = recipe(tmp_path, "infer.reference=hmc", "infer.reference_draws=4001")
     config = inference.reference_recipe(chosen, inference.fresh(chosen, shards)).model.config
     assert config["method"] == "hmc" and config["draws"] % 2 == 0 and 4 * config["draws"] >= 4001
+
+
+@pytest.mark.parametrize(
+    ("draws", "chains", "each", "warmup"), [(20_000, 32, 626, 500), (4_000, 8, 500, 500), (2_600, 5, 520, 800), (400, 4, 100, 1000)]
+)
+def test_the_reference_of_a_code_takes_many_chains_at_once(tmp_path: Path, draws: int, chains: int, each: int, warmup: int) -> None:
+    """As many draws as asked for and as many steps of warmup in all; chains are never so short that R-hat could not be near 1."""
+    shards = small.digits(tmp_path, labels=())
+    keys: dict[str, Any] = {"target": "latent", "parent": str(parent(shards, tmp_path / "vae")), "warmup": 10}
+    for said, path in (keys, 8), ({**keys, "leapfrog": 20}, 20):
+        asked = small.recipe(tmp_path, f"infer.reference_draws={draws}", family="posterior", **said)
+        long = inference.reference_recipe(asked, inference.fresh(asked, shards))
+        found = {key: long.model.config[key] for key in ("chains", "draws", "warmup", "leapfrog")}
+        assert found == {"chains": chains, "draws": each, "warmup": warmup, "leapfrog": path}
+        assert chains * each >= draws and chains * warmup >= 4000 and long.train.steps >= 2 + each / inference.ROUND
 
 
 def test_a_method_that_cannot_is_a_row_that_says_why(tmp_path: Path) -> None:
