@@ -119,7 +119,9 @@ def _chains(result: Mapping[str, Any], found: Found, row: Mapping[str, Any]) -> 
     shown = [int(index) for index in np.argsort(-np.nan_to_num(own.rhat, nan=np.inf))[: plots.COORDINATES]]
     role = "reference" if row["role"] == "reference" else found.method
     name = f"{found.method} (reference run)" if row["role"] == "reference" else found.method
-    said = [f"R-hat {_rhat(row)}", f"{found.draws.shape[0]} chains of {found.draws.shape[1]:,} draws"]
+    chains, draws, _ = found.draws.shape
+    said = [f"R-hat {_rhat(row)}", f"{chains} chains of {draws:,} draws"]
+    said += [f"shown are the {plots.CHAINS} that stray furthest"] if chains > plots.CHAINS else []
     said += [f"acceptance {found.accepted:.2f}"] if found.accepted is not None else []
     said += [f"step size {found.step_size:.3g}"] if found.step_size is not None else []
     return {

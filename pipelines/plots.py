@@ -14,6 +14,9 @@ from pipelines.comparison import Found
 COORDINATES = 4
 """Shown of every chain: those whose R-hat is worst."""
 
+CHAINS = 8
+"""Shown of a run of more: those whose means are furthest from everybody's."""
+
 MARGINALS = 12
 BINS = 60
 COLOURS = ("#c2703d", "#4d8b55", "#8a5a9e", "#2f6690", "#b23a48", "#1b998b", "#6d6875")
@@ -91,8 +94,15 @@ def _smooth(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _data(arviz: Any, found: Found, names: Sequence[str], coordinates: Sequence[int]) -> Any:
-    draws = found.draws[:, :: max(1, found.draws.shape[1] // KEPT)]
-    return arviz.from_dict(posterior={names[index]: draws[..., index] for index in coordinates})
+    draws = found.draws[..., list(coordinates)]
+    draws = draws[furthest(draws), :: max(1, draws.shape[1] // KEPT)]
+    return arviz.from_dict(posterior={names[index]: draws[..., place] for place, index in enumerate(coordinates)})
+
+
+def furthest(draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    """draws (C, N, k) -> CHAINS of the chains, or all where there are no more: those that stray most in any coordinate, by its own scale."""
+    away = np.abs(draws.mean(1) - draws.mean((0, 1))) / (draws.std((0, 1)) + np.finfo(float).tiny)
+    return np.sort(np.argsort(-away.max(1), kind="stable")[:CHAINS])
 
 
 def _png(axes: Any, *, tight: bool = False) -> bytes:

@@ -20,7 +20,7 @@ from genmodels.models.posterior import Posterior
 from genmodels.models.posterior_mixture import RATE, SHAPE
 from genmodels.train import TrainConfig
 from genmodels.zoo import build
-from pipelines import cli, comparison, infer, inference, inference_page, inference_report
+from pipelines import cli, comparison, infer, inference, inference_page, inference_report, plots
 from pipelines import recipe as recipes
 from pipelines.comparison import Evidence, Found
 from pipelines.errors import Failed, Refused
@@ -82,6 +82,16 @@ def test_chains_apart_are_told_and_never_without_their_rhat(stuck: bool) -> None
     result = {"rows": [row(REFERENCE) | {"role": "reference"}, found], "evidence": None}
     assert any(line.startswith("mala: chains have not converged (R-hat ") for line in inference_report.notes(result))
     assert inference_report._named(result, [Found(method="mala", draws=apart)]).keys() == {f"mala (R-hat {cells[-1]})"}
+
+
+def test_of_many_chains_those_that_stray_furthest_are_shown() -> None:
+    """By each coordinate's own scale: the third one's is seventy times the second's."""
+    many = draws(8, chains=20, n=400)
+    many[[3, 11], :, 1] += 0.3
+    many[17, :, 0] -= 3
+    shown = plots.furthest(many)
+    assert {3, 11, 17} < set(shown.tolist()) and len(shown) == plots.CHAINS and (np.diff(shown) > 0).all()
+    assert plots.furthest(many[:5]).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_gap_is_to_an_exact_evidence_or_called_an_estimate() -> None:
