@@ -1,9 +1,12 @@
 """What the endpoint says about itself: the page at /, the OpenAPI descriptions, and the words for a wrong path or method."""
 
+import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -26,6 +29,9 @@ ABOUT = """Generative models that draw samples, fill in what is missing, score a
 
 Sample `i` of a seed is the same bytes alone or in company; its receipt (header `X-Genmodels-Receipt`, and inside the PNG or WAV) says what it can be
 made again from. A score says what it is: an exact likelihood, a named bound or an estimate. Errors are `application/problem+json` (RFC 9457)."""
+
+SHOWN = 64
+"""Numbers of a condition that are written out in a line to try."""
 
 _VERBS = ("samples", "completions", "scores", "classifications", "encodings", "decodings", "interpolations")
 PATHS = ("/", "/docs", "/healthz", "/readyz", "/v1/models", "/v1/models/{m}", *(f"/v1/models/{{m}}/{verb}" for verb in _VERBS))
@@ -149,10 +155,14 @@ def welcome(url: str, models: Sequence[Description]) -> str:
 
 
 def curl(url: str, model: Description) -> str:
-    """A line that asks for one sample."""
+    """A line that asks for one sample; under zeros, of a model that draws under few numbers, and in words of one that draws under many."""
     ending = {"image": "png", "audio": "wav"}.get(model.event["modality"], "json")
-    asked = '{"seed": 1, "label": 0}' if model.classes else '{"seed": 1}'
-    return f"curl -s {url}/v1/models/{model.model}/samples -d {shlex.quote(asked)} -o sample.{ending}"
+    asked: dict[str, Any] = {"seed": 1, **({"label": 0} if model.classes else {})}
+    if (wanted := model.event.get("condition")) is not None:
+        if math.prod(wanted["shape"]) > SHOWN:
+            return f"POST {url}/v1/models/{model.model}/samples, with a condition of shape {tuple(wanted['shape'])} as nested lists"
+        asked["condition"] = np.zeros(wanted["shape"], int).tolist()
+    return f"curl -s {url}/v1/models/{model.model}/samples -d {shlex.quote(json.dumps(asked))} -o sample.{ending}"
 
 
 def _event(model: Description) -> str:

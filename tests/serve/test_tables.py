@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +17,9 @@ from genmodels.core import Batch, Density
 from genmodels.iterate import Iteration
 from genmodels.noise import Noise
 from genmodels.train import TrainConfig
+from serve import documentation
 from serve.client import Client
-from serve.schema import Settings
+from serve.schema import Description, Settings
 from tests.serve.conftest import Local, listening
 
 FEATURES = Event(modality="table", shape=(2,), levels=0)
@@ -95,6 +97,23 @@ def test_scores_are_given_the_condition_of_each_row_or_of_all(endpoint: Local, f
 def test_what_does_not_fit_is_refused_with_the_reason(endpoint: Local, path: str, body: dict[str, Any], said: str) -> None:
     answer = endpoint.ask("POST", path.format("number"), content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == 422 and answer.json()["detail"].startswith(said)
+
+
+@pytest.mark.parametrize("name", ["number", "label"])
+def test_the_line_to_try_is_answered(endpoint: Local, name: str) -> None:
+    page = endpoint.ask("GET", "/").text
+    words = next(shlex.split(line) for line in page.splitlines() if f"/{name}/samples" in line)
+    answer = endpoint.ask("POST", SAMPLES.format(name), content=words[words.index("-d") + 1])
+    assert answer.status_code == 200 and answer.json()["receipt"]["seed"] == 1
+
+
+def test_a_large_condition_is_named_and_not_written_out() -> None:
+    many = Event(modality="image", shape=(1, 9, 9), levels=4, condition=Event(modality="image", shape=(1, 9, 9), levels=4))
+    about = dict.fromkeys(("version", "artifact", "family", "equality_class"), "") | {"prepare": {}, "lineage": {}, "max_samples": 1}
+    model = Description.model_validate(
+        {**about, "model": "m", "event": many.to_json(), "aliases": [], "labels": [], "capabilities": [], "scores": []}
+    )
+    assert documentation.curl("http://here", model).endswith("/m/samples, with a condition of shape (1, 9, 9) as nested lists")
 
 
 def test_arrays_of_real_values_go_in_and_out(endpoint: Local) -> None:
