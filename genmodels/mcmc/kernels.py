@@ -25,7 +25,7 @@ Proposal = Callable[[Tensor, Tensor, Noise], tuple[Tensor, Tensor]]
 @dataclass(frozen=True)
 class State:
     """Where every chain is. accepted: the probability with which the last proposal was accepted; errors: how many proposals had a log density
-    that is no number (NaN or +inf) and were refused for it."""
+    that is no number (NaN or +inf), or none for a gradient where it is finite, and were refused for it."""
 
     theta: Tensor  # (C, d) float64
     log_density: Tensor  # (C,) float64 nats
@@ -148,8 +148,11 @@ def begun(theta: Tensor, log_density: Tensor, gradient: Tensor | None = None) ->
 
 
 def metropolis(state: State, proposed: State, log_ratio: Tensor, noise: Noise) -> State:
-    """The proposed row where log u < log_ratio (C,), else the present one. A proposal whose log density is no number is refused and counted."""
+    """The proposed row where log u < log_ratio (C,), else the present one. A proposal whose log density, or its gradient, is no number is refused
+    and counted."""
     wrong = proposed.log_density.isnan() | (proposed.log_density == math.inf)
+    # Outside of the support, at -inf, there is no gradient to miss.
+    wrong |= proposed.log_density.isfinite() & ~proposed.gradient.isfinite().all(1)
     log_ratio = torch.where(wrong | log_ratio.isnan(), -math.inf, log_ratio)
     moved = noise.uniform("accept").double().log() < log_ratio
     return State(

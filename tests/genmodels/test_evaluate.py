@@ -276,6 +276,8 @@ def test_features_are_principal_components() -> None:
     _, _, vectors = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     assert torch.allclose(features.mean, flat.mean(0))
     assert torch.allclose((features.components * vectors[:3].T).sum(0).abs(), torch.ones(3, dtype=torch.float64))
+    largest = features.components.gather(0, features.components.abs().argmax(0, keepdim=True))
+    assert bool((largest > 0).all()), "components of the other sign would have another name"
     assert torch.allclose(features(x).mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-12)
     again = Features.fit(IMAGE, [batch(x, y=y)], components=3)
     assert torch.allclose(again.components, features.components, atol=1e-9)
@@ -325,6 +327,7 @@ def test_an_energy_is_scored_by_its_log_partition_and_says_whether_that_was_coun
             "estimate of p(x) (log Z by AIS, "
         )
         assert log_z.stderr is not None and log_z.stderr > 0
+        assert log_z.stderr == pytest.approx((partition.interval[1] - partition.value) / 1.96)
 
 
 @pytest.mark.parametrize(("rounds", "said"), [(1, "not converged"), (40, "R-hat 1.0")])

@@ -240,6 +240,42 @@ def test_geweke_joint_distribution(name: str) -> None:
         assert found.pvalue > 1e-3
 
 
+def test_geweke_joint_distribution_of_gibbs() -> None:
+    """The same of a mean, standard normal, and a precision, Gamma(3, 2), each redrawn from its conditional given three numbers and the other."""
+    n = 20_000
+    start = Noise(9, position=range(n))
+    theta = torch.stack([start.normal("mean").double(), start.gamma("precision", torch.full((n,), 3.0)) / 2], 1)
+    x = seen(theta, start)
+    for turn in range(12):
+        noise = Noise(9, position=range(n), step=turn + 1)
+        kernel = Gibbs([partial(mean_given, x=x), partial(precision_given, x=x)])
+        theta = kernel.step(kernel.init(theta), noise).theta
+        x = seen(theta, noise)
+    assert stats.kstest(theta[:, 0].numpy(), stats.norm.cdf).pvalue > 1e-3
+    assert stats.kstest(theta[:, 1].numpy(), stats.gamma(3, scale=1 / 2).cdf).pvalue > 1e-3
+    fresh = Noise(10, position=range(n))
+    prior = torch.stack([fresh.normal("mean").double(), fresh.gamma("precision", torch.full((n,), 3.0)) / 2], 1)
+    for ours, theirs in zip(statistics(theta, x), statistics(prior, seen(prior, fresh)), strict=True):
+        found: Any = stats.ks_2samp(ours.numpy(), theirs.numpy())
+        assert found.pvalue > 1e-3
+
+
+def seen(theta: Tensor, noise: Noise) -> Tensor:
+    """(C, 3) normal about theta_0 with precision theta_1."""
+    return theta[:, :1] + noise.normal("data", (3,)).double() / theta[:, 1:].sqrt()
+
+
+def mean_given(theta: Tensor, noise: Noise, *, x: Tensor) -> Tensor:
+    precision = 1 + 3 * theta[:, 1]
+    mean = theta[:, 1] * x.sum(1) / precision + noise.normal("mean").double() / precision.sqrt()
+    return torch.stack([mean, theta[:, 1]], 1)
+
+
+def precision_given(theta: Tensor, noise: Noise, *, x: Tensor) -> Tensor:
+    rate = 2 + (x - theta[:, :1]).square().sum(1) / 2
+    return torch.stack([theta[:, 0], noise.gamma("precision", torch.full((len(x),), 4.5)) / rate], 1)
+
+
 def data(theta: Tensor, noise: Noise) -> Tensor:
     """(C, 3) normal about theta_0 with scale exp(theta_1)."""
     return theta[:, :1] + theta[:, 1:].exp() * noise.normal("data", (3,)).double()
@@ -322,6 +358,18 @@ def test_chains_never_enter_where_the_log_density_is_not_finite(kind: type[Kerne
     assert float(chains.draws.min()) > -0.5 and bool(chains.log_density.isfinite().all())
     assert bool((chains.errors > 0).all()) == (outside != -math.inf)
     means_are(chains.draws, np.array([stats.truncnorm.mean(-0.5, math.inf)]))
+
+
+@pytest.mark.parametrize("kind", [MALA, HMC])
+def test_chains_that_a_gradient_keeps_out_are_told(kind: type[Kernel]) -> None:
+    """A square root that is not asked for has a gradient all the same, and it is no number: the chains agree, on half of the law."""
+
+    def target(theta: Tensor) -> Tensor:
+        x = theta[:, 0]
+        return torch.where(x > 0, 0 * x.sqrt(), 0.0) - x.square() / 2
+
+    chains = run(kind(target), torch.ones(20, 1, dtype=torch.float64), warmup=50, draws=100, seed=3)  # type: ignore[call-arg]
+    assert float(chains.draws.min()) > 0 and bool((chains.errors > 0).all())
 
 
 def test_gibbs_counts_a_draw_that_is_no_number_and_stays() -> None:

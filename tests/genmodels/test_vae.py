@@ -340,10 +340,11 @@ def test_completions_that_make_no_sense_are_refused() -> None:
 
 
 def test_collapsed_latents_are_counted() -> None:
-    """The encoder says two numbers of each example, and nothing in the other three."""
+    """The encoder says two numbers of each example, next to nothing in the third, and nothing in the other two."""
     model, event = model_of(SMALL, latent=5, hidden=8, network="dense"), SMALL
     with torch.no_grad():
-        leave(model).weight[2:5].zero_()
+        leave(model).weight[2].mul_(0.05 / model.posterior(states(event), None).loc[:, 2].std())
+        leave(model).weight[3:5].zero_()
         leave(model).weight[7:].zero_()
         leave(model).bias[2:5] = torch.tensor([0.0, 1.0, 0.0])
         leave(model).bias[7:] = 0.0

@@ -178,6 +178,7 @@ def test_it_classifies_by_its_recognition_network() -> None:
     assert score is not None
     assert (score.model, score.name, score.value, score.n) == ("vae", "accuracy", 0.6, 5)
     assert score.protocol == "likeliest label by the recognition network q(y|x)"
+    assert score.stderr == pytest.approx(math.sqrt(0.6 * 0.4 / 4))
     assert accuracy(model_of(semi_supervised=False), [BATCH], split="test") is None
 
 

@@ -154,6 +154,27 @@ def test_the_control_variate_lowers_the_variance_and_moves_no_mean() -> None:
     assert bool(((bare - controlled).mean(0).abs() < 4.5 * (bare - controlled).std(0) / math.sqrt(300)).all())
 
 
+@pytest.mark.parametrize("family", [DiagonalGaussian, Categoricals])
+def test_of_two_draws_the_score_is_half_the_product_of_their_differences(family: type[Family]) -> None:
+    """Each draw's baseline is the other alone (Kool and others, 2019): a mean that it is part of itself would make the slope half as steep."""
+    q = some(family)
+    phi = q.phi.clone().requires_grad_()
+    q = q.at(phi)
+    found = torch.autograd.grad(elbo(gaussian, q, Noise(6, position=()), 2, "score"), phi)[0]
+    one, other = q.draw(Noise(6, position=range(2))).detach().split(1)
+    scores = [torch.autograd.grad(q.log_prob(theta).sum(), phi)[0] for theta in (one, other)]
+    weights = [(gaussian(theta) - q.log_prob(theta)).detach() for theta in (one, other)]
+    assert float((weights[0] - weights[1]).abs()) > 0.1
+    torch.testing.assert_close(found, (weights[0] - weights[1]) * (scores[0] - scores[1]) / 2)
+
+
+def test_a_bound_s_error_is_how_much_it_varies() -> None:
+    """Over a hundred judgements of 200 draws each."""
+    found = [judged(gaussian, some(DiagonalGaussian), Noise(seed, position=range(200))) for seed in range(100)]
+    values, errors = torch.tensor(found, dtype=torch.float64).unbind(1)
+    assert float(values.std()) == pytest.approx(float(errors.mean()), rel=0.3)
+
+
 def test_regression_s_evidence_is_that_of_the_student_t() -> None:
     x, y = data(12, 3)
     model, scale = regression(), 1.5 / 2.0
