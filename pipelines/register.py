@@ -1,5 +1,6 @@
 """From scores to a version in the MLflow registry, and the gate that decides whether it becomes champion."""
 
+import re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,9 @@ from serve import catalogue
 VERSION = 1
 CANDIDATE, CHAMPION = "candidate", "champion"
 TAG = "genmodels.fingerprint"
+_OWN = re.compile(r"; within \S+ to \S+ nats with 95 %|, R-hat [\d.]+| \(log Z exact: [^)]*\)")
+"""What a protocol says of one model and not of how it was scored: how far its log Z may be off or over which states it was counted out, and how
+nearly its chains agree."""
 
 
 def output(recipe: Recipe, checkpoint: Checkpoint, scores: Scores) -> Output:
@@ -127,7 +131,7 @@ def _better(recipe: Recipe, scores: Scores, present: str) -> tuple[bool, str]:
         return True, f"{who}, the champion, is gone ({error}), so nothing is left to compare with"
     except ValueError as error:
         return False, f"{who} stays: it cannot be scored on the candidate's data ({error}); {way_out}"
-    if theirs is None or theirs.protocol != ours.protocol:
+    if theirs is None or _OWN.sub("", theirs.protocol) != _OWN.sub("", ours.protocol):
         other = theirs.protocol if theirs else "no score"
         return False, f"{who} stays: {other} does not compare with the candidate's {ours.protocol}; {way_out}"
     gain, margin = theirs.value - ours.value, recipe.register_.gate.margin

@@ -12,6 +12,7 @@ import pytest
 
 from genmodels import artifact, load
 from pipelines import log
+from pipelines import register as gate
 from pipelines.errors import Failed
 from pipelines.evaluate import evaluate
 from pipelines.recipe import Recipe
@@ -107,6 +108,34 @@ def test_only_a_better_candidate_becomes_champion(world: World, client: Any) -> 
     aliases = {name: str(number) for name, number in client.get_registered_model("gate").aliases.items()}
     assert aliases == {"candidate": "1", "champion": "2"}
     assert world.register(world.worse, name="gate").reason == "version 2 is champion by now"
+
+
+AIS = "estimate of p(x) (log Z by AIS, 100 chains, 1,000 temperatures; within {} nats with 95 %)"
+CHAINS = "exact p(x|c) given 2,000 draws by hmc, R-hat {}"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "compares"),
+    [
+        (AIS.format("-0.31 to +0.31"), AIS.format("-0.08 to +0.08"), True),
+        (AIS.format("-0.31 to +0.31"), "exact p(x) (log Z exact: all 32 hidden states)", False),
+        ("exact p(x) (log Z exact: all 16 hidden states)", "exact p(x) (log Z exact: all 32 hidden states)", True),
+        (CHAINS.format("1.002"), CHAINS.format("1.004"), True),
+        (CHAINS.format("1.002"), CHAINS.format("1.204") + ", not converged", False),
+        (CHAINS.format("1.002"), "exact p(x|c) given 2,000 draws by vi-full", False),
+    ],
+)
+def test_scores_found_alike_compare_whatever_their_own_errors(
+    world: World, monkeypatch: pytest.MonkeyPatch, ours: str, theirs: str, compares: bool
+) -> None:
+    """An interval or an R-hat is one model's: were it compared, no machine and no chain could ever follow another."""
+    scores = world.better[1]
+    valid = scores.score("valid")
+    assert valid is not None
+    monkeypatch.setattr(gate, "rescore", lambda recipe, scores, present: replace(valid, value=valid.value + 1, protocol=theirs))
+    passed, reason = gate._better(world.recipe(), replace(scores, scores=(replace(valid, protocol=ours),)), "1")
+    assert passed == compares and ("beats version 1's" in reason) == compares
+    assert compares or reason.startswith(f"version 1 stays: {theirs} does not compare with the candidate's {ours}; set ")
 
 
 def test_the_margin_must_be_reached(world: World) -> None:
