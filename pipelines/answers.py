@@ -29,7 +29,7 @@ def tell(table: Table, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         console.emit(**row)
     if not console.speaks_json():
-        page = Console()
+        page = Console(markup=False)
         page.width = max(page.width, page.measure(table, options=page.options.update(width=10_000)).maximum)  # names are not cut
         page.print(table)
 

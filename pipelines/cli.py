@@ -202,6 +202,8 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
             return f"the disk is full ({cause.filename or 'storage'}); free some space and run the same command again: it goes on", 1
         if isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno == errno.EROFS):
             return f"cannot write or read {cause.filename or ''}: {cause.strerror or cause}; check its permissions", 1
+        if isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError) and cause.filename:
+            return f"cannot write or read {cause.filename}: {cause.strerror}; check the path", 1
         if type(cause) is ValueError:
             return " ".join(str(cause).split()), 1
     return None, 1

@@ -118,7 +118,7 @@ def show(result: Mapping[str, Any]) -> None:
     for row in rows(result):
         table.add_row(*row)
     if not console.speaks_json():
-        Console(soft_wrap=True).print(table)
+        Console(soft_wrap=True, markup=False).print(table)
 
 
 @torch.no_grad()

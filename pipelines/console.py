@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
@@ -50,10 +51,10 @@ def say(text: str, **record: Any) -> None:
         emit(**record)
 
 
-def result(text: str) -> None:
-    """What the command was asked for: stdout, unless that belongs to machines."""
+def result(text: str, *, markup: bool = False) -> None:
+    """What the command was asked for: stdout, unless that belongs to machines. Brackets stay, as file names have them; with markup they are styles."""
     if not speaks_json():
-        Console(soft_wrap=True).print(text, highlight=False)
+        Console(soft_wrap=True, markup=markup).print(text, highlight=False)
 
 
 class Bar:
@@ -97,7 +98,7 @@ def stage(name: str, *, total: float | None = None, unit: str = "") -> Iterator[
 
 def done(name: str, where: str) -> None:
     """This stage's output exists already."""
-    say(f"[bold]{name:<9}[/bold] done already: {where}", event="stage", stage=name, status="reused", uri=where)
+    say(f"[bold]{name:<9}[/bold] done already: {escape(where)}", event="stage", stage=name, status="reused", uri=where)
 
 
 def _stderr() -> Console:

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines import console
@@ -20,7 +21,7 @@ def show(storage: str) -> int:
     findings = [*_libraries(), *_hardware(), _data(), _storage(absolute(storage)), _cluster(), _registry(storage)]
     table = Table("", "what", "found", box=None, show_header=False, pad_edge=False)
     for state, what, found in findings:
-        table.add_row({"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}[state], what, found)
+        table.add_row({"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}[state], what, escape(found))
         console.emit(state=state, what=what, found=found)
     if not console.speaks_json():
         Console(soft_wrap=True).print(table)

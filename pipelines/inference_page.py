@@ -15,9 +15,9 @@ from pipelines.records import Scores, Shards, Version
 
 def tell(recipe: Recipe, made: Mapping[str, Any], found: Mapping[str, Any], asked: str) -> None:
     """Where the page is, and what to do next."""
-    console.result(f"[bold]{'report':<10}[/bold] {escape(found['report'])}")
+    console.result(f"[bold]{'report':<10}[/bold] {escape(found['report'])}", markup=True)
     for line in commands(recipe, made.get("register"), found, asked):
-        console.result(escape(line))
+        console.result(line)
 
 
 def commands(recipe: Recipe, version: Version | None, found: Mapping[str, Any], asked: str) -> list[str]:

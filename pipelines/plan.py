@@ -4,6 +4,8 @@ import importlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
+
 from pipelines import console
 from pipelines.recipe import Recipe, dump
 from pipelines.records import Output
@@ -47,8 +49,8 @@ def plan(recipe: Recipe) -> list[Step]:
 def show(steps: list[Step]) -> None:
     for step in steps:
         colour = {"done": "green", "would run": "yellow"}.get(step.state, "dim")
-        where = f"  [dim]{step.uri}[/]" if step.uri else ""
-        console.result(f"[bold]{step.stage:<9}[/] [{colour}]{step.state:<13}[/] {step.why}{where}")
+        where = f"  [dim]{escape(step.uri)}[/]" if step.uri else ""
+        console.result(f"[bold]{step.stage:<9}[/] [{colour}]{step.state:<13}[/] {escape(step.why)}{where}", markup=True)
         console.emit(**asdict(step))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from genmodels.core import Event
@@ -154,7 +153,7 @@ def classify(model: str, files: Sequence[Path], *, condition: Path | None, stora
         part = next((f" [{row[key]}]" for key in ("window", "row") if key in row), "")
         likely = sorted(row["log_probs"].items(), key=lambda pair: -pair[1])
         then = ", ".join(f"{name} {_share(log_prob)}" for name, log_prob in likely[1:3])
-        table.add_row(escape(row["file"] + part), escape(row["label"]), _share(likely[0][1]), escape(then))
+        table.add_row(row["file"] + part, row["label"], _share(likely[0][1]), then)
     answers.tell(table, rows)
     console.result(rows[0]["protocol"])
 

@@ -63,22 +63,23 @@ def joined(sounds: np.ndarray, event: Event, *, gap: float = 0.15) -> np.ndarray
 
 
 def sounds(levels: np.ndarray, event: Event, names: Sequence[str], *, limit: int = 12) -> bytes:
-    """levels (n, T) -> a PNG: of each of the first `limit` its wave form and, below, its spectrogram in dB."""
+    """levels (n, T) -> a PNG: of `limit` of them, spread evenly over all, the wave form and, below, its spectrogram in dB."""
     from matplotlib.figure import Figure  # slow to import, and pictures need none of it
 
     n = min(limit, len(levels))
+    taken = [i * len(levels) // n for i in range(n)]  # in the order of labels the first ones are of one label
     columns = min(4, n)
     rows = -(-n // columns)
     figure = Figure(figsize=(3.1 * columns, 2.6 * rows))
     axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1, 2] * rows)
     for axis in axes.flat:
         axis.axis("off")
-    for i in range(n):
-        wave, rate = media.decode(levels[i], event.levels, event.companding), _rate(event)
+    for i, sound in enumerate(taken):
+        wave, rate = media.decode(levels[sound], event.levels, event.companding), _rate(event)
         top, bottom = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
         top.plot(np.arange(len(wave)) / rate, wave, lw=0.5, color="#5b8db8")
         top.set(ylim=(-1, 1), xlim=(0, len(wave) / rate))
-        top.set_title(names[i] if i < len(names) else "", fontsize=8, loc="left", parse_math=False, color=GREY)
+        top.set_title(names[sound] if sound < len(names) else "", fontsize=8, loc="left", parse_math=False, color=GREY)
         bottom.imshow(spectrogram(wave), origin="lower", aspect="auto", cmap="magma", vmin=-80, vmax=0, interpolation="nearest")
     figure.tight_layout(pad=0.4)
     out = io.BytesIO()

@@ -148,7 +148,7 @@ _WRITERS = {Shards: _shards, Checkpoint: _checkpoint, Scores: _scores, Version: 
 
 
 def _line(name: str, text: str, *, wide: bool = False) -> None:
-    console.result(f"[bold]{name:<{16 if wide else 10}}[/bold] {escape(text)}")
+    console.result(f"[bold]{name:<{16 if wide else 10}}[/bold] {escape(text)}", markup=True)
 
 
 def _first_line(text: str | None) -> str:

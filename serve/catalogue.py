@@ -106,7 +106,7 @@ def _nearest(client: Any, name: str, alias: str | None, version: str | None) -> 
     """Why the registry does not have it, naming the nearest that it has."""
     models = {model.name: model for model in client.search_registered_models(max_results=1000)}
     if name not in models:
-        return unknown("model", name, models) + " (genmodels models lists them)"
+        return unknown("model", name, models)
     if version is not None:
         versions = [str(found.version) for found in client.search_model_versions(f"name='{name}'")]
         return f"{name} has no version {version}; versions: {', '.join(sorted(versions, key=lambda v: (len(v), v))) or 'none'}"

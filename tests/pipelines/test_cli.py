@@ -9,8 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from pipelines import cli
+from pipelines import answers, cli, console, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,25 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert got == code
     assert "\n" not in text and "Traceback" not in text
     assert line is None or text == line
+
+
+def test_names_with_brackets_are_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result("a [x] [/y].png")
+    table = Table("file", box=None)
+    table.add_row("b [x] [/y].png")
+    answers.tell(table, [])
+    console.done("prepare", "c [x] [/y]")
+    plan.show([plan.Step(stage="prepare", state="done", why="data.source a -> d [x] [/y]", uri="e [x] [/y]")])
+    said = capsys.readouterr()
+    assert all(f"{name} [x] [/y]" in said.out for name in "abde") and "c [x] [/y]" in said.err
+
+
+def test_a_path_that_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        Path(__file__, "below").read_text()
+
+    assert cli._exit_code(command) == 1
+    assert capsys.readouterr().err == f"genmodels: cannot write or read {__file__}/below: Not a directory; check the path\n"
 
 
 def test_heavy_libraries_stay_out_of_the_way() -> None:
