@@ -1,6 +1,6 @@
 """How fast autoregressive models draw: plain full forward, windowed, eager with kept activations, compiled.
 
-    python -m benchmarks.sampling [--rounds 5] [--write FOLDER] [--models wavenet-3x10 wavenet-2x8 gated-pixelcnn families]
+    python -m benchmarks.sampling [--rounds 5] [--write FOLDER] [--models wavenet-3x10 wavenet-2x8 gated-pixelcnn families calls]
 
 Prints Markdown: medians over interleaved rounds in one process, the ratio to eager at the same batch and threads, and how much of the machine's limit
 is reached, the limit being its measured rate of multiply-adds or, where that takes longer, of reading all weights once a step from the cache that
@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import drawing, peaks
+from benchmarks import calls, drawing, peaks
 from benchmarks.drawing import Workload
 from genmodels.machine import equality_class
 from genmodels.sampling import library
 
 BATCHES = (1, 16, 64)
+MODELS = [*drawing.REFERENCES, "families", "calls"]
 
 
 @dataclass(frozen=True, order=True)
@@ -39,7 +40,7 @@ Times = dict[Way, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=[*drawing.REFERENCES, "families"], default=[*drawing.REFERENCES, "families"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the tables as sampling.md and a plot as sampling.png")
     asked = parser.parse_args()
@@ -49,6 +50,8 @@ def main() -> None:
     for name in asked.models:
         if name == "families":
             said = families(asked.rounds)
+        elif name == "calls":
+            said = calls.table(asked.rounds)
         else:
             workload = drawing.REFERENCES[name]()
             found[workload.title] = measured(workload, ways(workload), asked.rounds)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Drawing:
-    """Examples half drawn. Nobody but its owner holds it; advance writes to it, and `copied` makes one that may go another way."""
+    """Examples half drawn. Nobody but its owner holds it; advance writes to it, and `copied` makes one that may go another way. Its tensors may be
+    replaced; they are not to be resized or moved in place."""
 
     memory: Any
     """What the family keeps of the values taken so far: its own, or a Fused one."""
@@ -35,13 +36,16 @@ class Drawing:
     step: int = 0
 
 
-class Fused(ABC):
-    """The memory of a sampler that draws many steps in one call, in place of a family's own predict and take."""
+class Fused:
+    """The memory of a sampler that draws many steps in one call, in place of a family's own predict and take.
 
-    @abstractmethod
+    No ABC: every call asks whether a memory is one, and of an ABC that is as much work as handing the steps over.
+    """
+
     def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
         """Draws k more steps of every row, at most as many as are left, and counts them in state.step. logits (B, k, K) float32 is filled in, where
         given, with those of each step before the temperature. Raises ValueError where one of them is not finite."""
+        raise NotImplementedError
 
 
 class Sampler(ABC):

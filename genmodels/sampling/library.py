@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 COPIES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 """From the one that runs anywhere to the one that asks most of a machine."""
@@ -17,7 +18,7 @@ COPIES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 NARROW = {"avx512bf16": "bf16", "amx": "bf16-amx"}
 """The copies that draw with bf16 weights too, and WaveNet with int8 ones, and what the equality class of bf16 is called."""
 
-ABI = 2
+ABI = 3
 """Of kernels/samplers.cpp; a library of another version is not used."""
 
 CHOICE = "GENMODELS_ISA"
@@ -27,6 +28,16 @@ FOLDER = "GENMODELS_COPIES"
 """Environment variable: where the copies lie, if not beside this file; as those that were built with a sanitizer."""
 
 log = logging.getLogger("genmodels")
+
+
+class Call(ctypes.Structure):
+    """Call of kernels/draw.h: k steps of n rows by the kernel of a plan."""
+
+    _fields_: ClassVar = [
+        ("plan", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("numbers", "tensors", "rows")),
+        *((name, ctypes.c_int64) for name in ("n", "k", "threads")),
+    ]
 
 
 def path(copy: str) -> Path:
@@ -42,11 +53,11 @@ def load(copy: str) -> ctypes.CDLL | None:
 
 
 @cache
-def function(copy: str, name: str) -> Callable[..., int] | None:
-    """A sampler of a copy: (numbers, tensors, rows, n, k, threads) -> -1, the row that failed, or -2 without memory. None where it has none."""
+def function(copy: str, name: str) -> Callable[[Call], int] | None:
+    """A sampler of a copy: takes a Call -> -1, the row that failed, or -2 without memory. None where it has none."""
     found = getattr(load(copy), name, None)
     if found is not None:
-        found.argtypes, found.restype = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3, ctypes.c_int64
+        found.argtypes, found.restype = [ctypes.POINTER(Call)], ctypes.c_int64
     return found
 
 

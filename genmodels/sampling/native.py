@@ -87,7 +87,7 @@ class Native(Sampler):
     def _copy(self) -> str | None:
         return self.copy or library.chosen()
 
-    def _function(self, model: Autoregressive) -> Callable[..., int] | None:
+    def _function(self, model: Autoregressive) -> Callable[[library.Call], int] | None:
         """Of the model's kernel, or of its first stage's."""
         if isinstance(model, stages.Staged):
             return self._function(model.stages()[0])
@@ -121,19 +121,10 @@ def _told(model: Compiled, n: int, y: Tensor | None, c: Tensor | None) -> Tensor
 class Fixed:
     """What no step changes, shared by copies of a state."""
 
-    function: Callable[..., int]
+    function: Callable[[library.Call], int]
     plan: Plan
     told: Tensor
     threads: int | None
-
-    def run(self, arguments: tuple[Any, ...], table: NDArray[Any], k: int) -> None:
-        """k steps of the rows of a table, to which the arguments point."""
-        threads = self.threads or (torch.get_num_threads() if len(table) > 1 else 1)
-        failed = self.function(*arguments, k, threads)
-        if failed >= 0:
-            raise NotFinite(failed, int(table["step"][failed]))
-        if failed < -1:
-            raise MemoryError("no memory for the sampler's scratch")
 
 
 class NotFinite(ValueError):
@@ -156,26 +147,60 @@ class NativeMemory(Fused):
     """Where everything lies, found once and held until something lies elsewhere."""
 
     def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
-        k = min(k, state.x.shape[1] - state.step)
         rows = self.found(state)
+        left = rows.steps - state.step
+        if k > left:
+            k = left
         if logits is not None or rows.asked:
             rows.table["logits"] = 0 if logits is None else _addresses(logits, len(rows.table))
             rows.asked = logits is not None
-        self.fixed.run(rows.arguments, rows.table, k)
+        rows.run(k)
         rows.step = state.step = state.step + k
 
     def found(self, state: Drawing) -> "Rows":
-        """Little happens here, and nothing for each row, while a state goes on from where it was: a step may take a few microseconds."""
+        """The rows of a state: found again where one of its tensors is another than it was, as in a copy. Little happens here, and nothing for each
+        row, while it goes on from where it was: all steps of a call may take a few microseconds."""
         rows = self.rows
-        if rows is None or rows.key != _key(state, self.kept):
+        if not (
+            rows is not None
+            and state.x is rows.x
+            and self.kept is rows.kept
+            and state.uniforms is rows.uniforms
+            and state.order is rows.order
+            and state.log_weight is rows.log_weight
+            and state.temperature is rows.temperature
+            and state.given is rows.given
+            and state.known is rows.known
+        ):
             rows = self.rows = Rows(state, self)
         if rows.step != state.step:
             rows.table["step"] = rows.step = state.step
         return rows
 
 
-class Rows:
-    """The rows of a drawing as a kernel takes them."""
+class Asked:
+    """Rows for a kernel, and the call that they are handed over by: made once, since to convert its arguments takes as long as some steps."""
+
+    def __init__(self, fixed: Fixed, table: NDArray[Any]) -> None:
+        plan = fixed.plan
+        self.fixed, self.table, self.n = fixed, table, len(table)
+        self.call = library.Call(plan.number, plan.numbers.ctypes.data, plan.pointers.ctypes.data, table.ctypes.data, self.n)
+        self._k = self._threads = 0
+
+    def run(self, k: int) -> None:
+        """k steps of all rows."""
+        threads = self.fixed.threads or (torch.get_num_threads() if self.n > 1 else 1)
+        if k != self._k or threads != self._threads:
+            self.call.k, self.call.threads = self._k, self._threads = k, threads
+        failed = self.fixed.function(self.call)
+        if failed >= 0:
+            raise NotFinite(failed, int(self.table["step"][failed]))
+        if failed < -1:
+            raise MemoryError("no memory for the sampler's scratch")
+
+
+class Rows(Asked):
+    """The rows of a drawing."""
 
     step = 0
     """Where the table says that they stand; a kernel counts there."""
@@ -186,27 +211,18 @@ class Rows:
         state.uniforms, state.order = state.uniforms.contiguous(), state.order.contiguous()
         if state.known is not None and state.given is not None:
             state.known, state.given = state.known.contiguous(), state.given.contiguous()
-        n, plan = len(state.x), memory.fixed.plan
-        self.key = _key(state, memory.kept)
-        self.table = np.zeros(n, ROW)
+        n, self.steps = state.x.shape
         places = {"state": memory.kept, "told": memory.fixed.told, "uniforms": state.uniforms, "order": state.order, "x": state.x}
         places |= {"log_weight": state.log_weight}
         if state.known is not None and state.given is not None:
             places |= {"given": state.given, "known": state.known}
+        table = np.zeros(n, ROW)
         for name, tensor in places.items():
-            self.table[name] = _addresses(tensor, n)
-        self.table["temperature"] = state.temperature[:, 0].numpy()
-        self.arguments = arguments(plan, self.table)
-
-
-def arguments(plan: Plan, table: NDArray[Any]) -> tuple[Any, ...]:
-    return plan.numbers.ctypes.data, plan.pointers.ctypes.data, table.ctypes.data, len(table)
-
-
-def _key(state: Drawing, kept: Tensor) -> tuple[int, ...]:
-    """Changes whenever something lies elsewhere, as it does in a copy of the state."""
-    given = 0 if state.given is None else state.given.data_ptr()
-    return state.x.data_ptr(), kept.data_ptr(), state.uniforms.data_ptr(), state.order.data_ptr(), state.log_weight.data_ptr(), given
+            table[name] = _addresses(tensor, n)
+        table["temperature"] = state.temperature[:, 0].numpy()
+        super().__init__(memory.fixed, table)
+        self.x, self.kept, self.uniforms, self.order = state.x, memory.kept, state.uniforms, state.order
+        self.log_weight, self.temperature, self.given, self.known = state.log_weight, state.temperature, state.given, state.known
 
 
 def _addresses(tensor: Tensor, n: int) -> NDArray[np.uint64]:

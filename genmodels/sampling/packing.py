@@ -2,7 +2,8 @@
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ class Plan:
     pointers: NDArray[np.uint64]
     arena: Any
     """The memory that the pointers point into."""
+    number: int = field(default_factory=count().__next__, init=False)
+    """No other plan of this process has it: the samplers know by it whose kernel they have kept."""
 
 
 class Packer:

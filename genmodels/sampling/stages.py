@@ -39,11 +39,13 @@ class StagedMemory(Fused):
     stage: int = 0
     first: int = 0
     """The step at which the present stage began."""
+    orders: tuple[Tensor, Tensor] | None = None
+    """The state's order, and the present stage's part of it: held, since a memory knows a state again by its tensors."""
 
     def advance(self, state: Drawing, k: int, logits: Tensor | None = None) -> None:
         stages, done = self.asked.model.stages(), 0
         k = min(k, state.x.shape[1] - state.step)
-        # Held by the state, so that what the stages' memories know the place of stays where it is.
+        # Held by the state, so that the stages' memories know it again.
         state.uniforms = state.uniforms.contiguous()
         if state.known is not None and state.given is not None:
             state.known, state.given = state.known.contiguous(), state.given.contiguous()
@@ -52,12 +54,14 @@ class StagedMemory(Fused):
                 self._next(state)
             last = self.first + stages[self.stage].steps
             count = min(k - done, last - state.step)
-            part = replace(state, memory=self.memory, order=state.order[self.first : last], step=state.step - self.first)
+            if self.orders is None or self.orders[0] is not state.order:
+                self.orders = state.order, state.order[self.first : last]
+            part = replace(state, memory=self.memory, order=self.orders[1], step=state.step - self.first)
             self.memory.advance(part, count, None if logits is None else logits[:, done : done + count])
             state.step, done = state.step + count, done + count
 
     def _next(self, state: Drawing) -> None:
-        self.first, self.stage = state.step, self.stage + 1
+        self.first, self.stage, self.orders = state.step, self.stage + 1, None
         self.memory = begun(self.asked, self.stage, len(state.x), state.x)
 
 

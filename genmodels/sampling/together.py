@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from genmodels.core import Drawing
-from genmodels.sampling.native import NativeMemory, NotFinite, arguments
+from genmodels.sampling.native import Asked, NativeMemory, NotFinite
 
 
 def advance_together(states: Sequence[Drawing], k: int) -> None:
@@ -23,7 +23,7 @@ def advance_together(states: Sequence[Drawing], k: int) -> None:
     table = np.concatenate([state.memory.found(state).table for state in states])
     table["logits"] = 0
     try:
-        fixed.run(arguments(fixed.plan, table), table, k)
+        Asked(fixed, table).run(k)
     except NotFinite as error:
         ends = np.cumsum([len(state.x) for state in states])
         error.state = states[int(np.searchsorted(ends, error.row, side="right"))]

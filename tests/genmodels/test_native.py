@@ -202,7 +202,7 @@ def test_a_single_row_takes_a_second_thread_only_where_it_is_asked_for(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     model, taken = model_of("wavenet", EVENTS["clicks"]), []
     state = begun(model, n, Native(threads=asked))
-    state.memory.fixed = replace(state.memory.fixed, function=lambda *arguments: taken.append(arguments[-1]) or -1)
+    state.memory.fixed = replace(state.memory.fixed, function=lambda call: taken.append(call.threads) or -1)
     model.advance(state, 1)
     assert taken == [threads]
 

@@ -23,6 +23,17 @@ struct Row {
   double temperature;
 };
 
+// Steps of rows by the kernel of a plan, as the caller keeps it from one call to the next.
+struct Call {
+  int64_t plan;  // no other plan of the process has this number
+  const int64_t* numbers;
+  const void* const* tensors;
+  Row* rows;
+  int64_t n;
+  int64_t k;
+  int64_t threads;
+};
+
 // A plan: numbers and packed tensors in the order that a kernel reads them.
 class Plan {
  public:

@@ -1,6 +1,7 @@
 // The samplers behind a plain C interface. Built several times, once for each instruction set; see library.py for who chooses.
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -33,12 +34,40 @@ using Narrow = Bf16;
 
 namespace {
 
-// k steps, or as many as are left, of rows that are drawn together. -1, or the index of a row with a logit that is not finite.
+// At its end the processor is as the call found it.
+struct Visit {
+  ~Visit() {
+#if defined(__AMX_BF16__)
+    Tiles::release();
+#endif
+  }
+};
+
+// A thread's kernel, kept from call to call: to make one takes as long as many steps of a small model. It holds nothing of the rows, and of a plan
+// that is gone by now it reads nothing.
 template <class Kernel>
-int64_t run(Plan plan, Row* rows, int64_t n, int64_t k) {
-  Kernel kernel(plan, n);
+struct Kept {
+  Kept(const Call& call, int64_t rows) : plan(call.plan), room(rows), kernel(Plan(call.numbers, call.tensors), rows) { live.reserve(rows); }
+
+  static Kept& of(const Call& call, int64_t rows) {
+    if (!last || last->plan != call.plan || last->room < rows) {
+      last.reset();  // before there are two
+      last = std::make_unique<Kept>(call, rows);
+    }
+    return *last;
+  }
+
+  int64_t plan, room;
+  Kernel kernel;
   std::vector<Row*> live;
-  for (int64_t at = 0; at < k; at++) {
+  static inline thread_local std::unique_ptr<Kept> last;
+};
+
+// The call's steps, or as many as are left, of rows that are drawn together. -1, or the index of a row with a logit that is not finite.
+template <class Kernel>
+int64_t run(const Call& call, Row* rows, int64_t n) {
+  auto& [plan, room, kernel, live] = Kept<Kernel>::of(call, n);
+  for (int64_t at = 0; at < call.k; at++) {
     live.clear();
     for (int64_t r = 0; r < n; r++)
       if (rows[r].step < kernel.steps()) live.push_back(rows + r);
@@ -67,23 +96,23 @@ struct Pair<WaveNet<Int8>> {  // its weights fit into one core's cache, and its 
 
 // Rows split over threads, and in each into groups small enough for its caches; no row sees another.
 template <class Kernel>
-int64_t advance(const int64_t* numbers, const void* const* tensors, Row* rows, int64_t n, int64_t k, int64_t threads) {
-  const Plan plan(numbers, tensors);
-  const int64_t share = (n + std::max<int64_t>(threads, 1) - 1) / std::max<int64_t>(threads, 1);
+int64_t advance(const Call& call) {
+  const int64_t n = call.n, threads = std::max<int64_t>(call.threads, 1), share = (n + threads - 1) / threads;
   std::atomic<int64_t> bad{-1};
   const auto work = [&](int64_t begin, int64_t end) {
+    const Visit visit;
     try {
       if constexpr (!std::is_void_v<typename Pair<Kernel>::Sampler>)
         if (n == 1 && threads > 1) {
-          bad = typename Pair<Kernel>::Sampler(plan).run(*rows, k) ? -1 : 0;
+          bad = typename Pair<Kernel>::Sampler(Plan(call.numbers, call.tensors)).run(*call.rows, call.k) ? -1 : 0;
           return;
         }
       for (int64_t r = begin; r < end; r += Kernel::kTogether) {
-        const int64_t found = run<Kernel>(plan, rows + r, std::min(end - r, Kernel::kTogether), k);
-        if (found >= 0) bad = r + found;
+        const int64_t found = run<Kernel>(call, call.rows + r, std::min(end - r, Kernel::kTogether));
+        if (found >= 0) bad = r + found, Kept<Kernel>::last.reset();  // what is not finite may lie where others are padded
       }
     } catch (const std::bad_alloc&) {
-      bad = -2;
+      bad = -2, Kept<Kernel>::last.reset();
     }
   };
   std::vector<std::thread> others;
@@ -96,11 +125,8 @@ int64_t advance(const int64_t* numbers, const void* const* tensors, Row* rows, i
 }  // namespace
 }  // namespace genmodels
 
-#define GENMODELS_SAMPLER(name, Kernel)                                                                                              \
-  extern "C" int64_t genmodels_##name(const int64_t* numbers, const void* const* tensors, genmodels::Row* rows, int64_t n, int64_t k, \
-                                      int64_t threads) {                                                                             \
-    return genmodels::advance<Kernel>(numbers, tensors, rows, n, k, threads);                                                        \
-  }
+#define GENMODELS_SAMPLER(name, Kernel) \
+  extern "C" int64_t genmodels_##name(const genmodels::Call* call) { return genmodels::advance<Kernel>(*call); }
 
 GENMODELS_SAMPLER(wavenet_f32, genmodels::WaveNet<genmodels::F32>)
 GENMODELS_SAMPLER(pixelcnn_f32, genmodels::PixelCNN<genmodels::F32>)
@@ -119,8 +145,8 @@ GENMODELS_SAMPLER(causal_bf16, genmodels::Causal<genmodels::Narrow>)
 GENMODELS_SAMPLER(nade_bf16, genmodels::Nade<genmodels::Narrow>)
 #endif
 
-// Raised with every change of Row or of what a plan holds: a library of another version is not used.
-extern "C" int64_t genmodels_abi() { return 2; }
+// Raised with every change of Call, of Row or of what a plan holds: a library of another version is not used.
+extern "C" int64_t genmodels_abi() { return 3; }
 
 // Asks the system for what the copy needs beyond its instructions -> whether it may run.
 extern "C" int64_t genmodels_allowed() {

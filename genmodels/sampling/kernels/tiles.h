@@ -59,7 +59,6 @@ class Products<Amx> {
   using Word = Amx::Word;
 
   Products(int64_t rows, int64_t inputs) : stride_((inputs / 2 + 15) / 16 * 16), words_(rows * stride_), tail_(512) {}
-  ~Products() { Tiles::release(); }
 
   void operator()(const Matrix<Amx>& m, const float* x, int64_t xs, const float* init, int64_t is, float* y, int64_t ys, int64_t rows) const {
     const int64_t whole = (m.whole ? m.whole : m.inputs) / 2, words = m.inputs / 2;
