@@ -23,10 +23,10 @@ def table(rounds: int) -> list[str]:
         return []
     empty = empty_call()
     lines = [
-        f"**Calls of {K} steps in place of one for all**, one row in f32 on one thread, processor time. Of ctypes alone a call into a library that",
-        f"does nothing takes {1e6 * empty:.2f} µs; `the same, without Python` makes the calls of {K} steps by hand, with nothing around them.",
+        f"**Calls of {K} steps in place of one for all**, one row in f32 on one thread, processor time. A call through ctypes that does nothing takes",
+        f"{1e6 * empty:.2f} µs; `without Python`: the same calls made by hand, with nothing around them; `an empty call`: the least that there can be.",
         "",
-        f"| model | {K} steps, µs | a call, µs | in all | the same, without Python | an empty call |",
+        f"| model | {K} steps, µs | a call, µs | in all | without Python | an empty call |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for workload in workloads():
