@@ -52,7 +52,7 @@ def say(text: str, **record: Any) -> None:
 
 
 def result(text: str, *, markup: bool = False) -> None:
-    """What the command was asked for: stdout, unless that belongs to machines. Brackets stay, as file names have them; with markup they are styles."""
+    """What the command was asked for: stdout, unless that belongs to machines. Brackets of file names stay; with markup they are styles."""
     if not speaks_json():
         Console(soft_wrap=True, markup=markup).print(text, highlight=False)
 

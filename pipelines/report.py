@@ -232,7 +232,8 @@ def _samples_caption(recipe: Recipe, shards: Shards) -> str:
         if shards.event.modality == "image" and recipe.evaluate.samples >= 2 * shards.event.classes
         else "in the order of the labels"
     )
-    return f"Not chosen: samples 0, 1, 2, … of seed {recipe.evaluate.seed}{f', {rows}' if shards.event.classes else ''}."
+    shown = "; the pictures are of some, evenly spaced" if shards.event.modality == "audio" else ""
+    return f"Not chosen: samples 0, 1, 2, … of seed {recipe.evaluate.seed}{f', {rows}' if shards.event.classes else ''}{shown}."
 
 
 def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[str, Any]]) -> str:
