@@ -114,18 +114,24 @@ def test_bounds_rise_with_k_and_stay_below_the_likelihood(classes: int) -> None:
         assert float((truth - means[0]).mean()) > 0.01, "the posterior is exact already: nothing was tested"
 
 
-def test_bounds_are_the_likelihood_at_the_exact_posterior() -> None:
-    """A decoder that ignores its code has the prior for posterior; an encoder that says so makes every bound tight."""
-    model = model_of(SMALL, latent=4, hidden=8, network="dense")
+@pytest.mark.parametrize("classes", [0, 3])
+def test_bounds_are_the_likelihood_at_the_exact_posterior(classes: int) -> None:
+    """A decoder that ignores its code has the prior for posterior; an encoder that says so makes every bound tight. Without a label that is the
+    likelihood with the labels summed out, and not what the nets say where they hear of none."""
+    model = model_of(replace(SMALL, classes=classes), latent=4, hidden=8, network="dense", by=1.5)
     with torch.no_grad():
         blind(model)
         leave(model).weight.zero_()
         leave(model).bias.zero_()
         x, noise = states(SMALL), Noise(0, position=range(64))
-        elbo = model.elbo(x, None, noise)
+        labels = [torch.full((64,), label) for label in range(classes)] or [None]
+        each = torch.stack([model.elbo(x, y, noise) for y in labels], 1)
+        truth = torch.logsumexp(each + model.class_frequencies.log(), 1) if classes else each[:, 0]
+        torch.testing.assert_close(model.elbo(x, None, noise), truth)
         for k in (1, 7):
-            torch.testing.assert_close(model.iwae(x, None, k, noise), elbo)
-        assert elbo.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+            torch.testing.assert_close(model.iwae(x, None, k, noise), truth)
+        assert truth.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+        assert not classes or float(each.std(1).mean()) > 0.1, "the labels change nothing"
 
 
 class LinearGaussian(VAE):
