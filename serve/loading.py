@@ -9,6 +9,7 @@ from typing import Any
 
 from genmodels import artifact
 from genmodels.core import Chained, Classifies, Decodes, Encodes, GenerativeModel, capabilities
+from genmodels.evaluate import grounds
 from genmodels.sampling.native import Compiled, Native
 from serve import catalogue
 from serve.schema import Description, LogPartition, Settings, Target
@@ -48,7 +49,7 @@ def _describe(folder: Path, model: GenerativeModel, target: Target, settings: Se
         capabilities=capabilities(model),  # of the code that answers, whatever wrote the folder
         withheld=dict(model.withheld),
         latent=_plain(model.latent.to_json()) if isinstance(model, Encodes | Decodes) else None,
-        chain=f"approximate: {model.chain}" if isinstance(model, Chained) else None,
+        chain=_chain(model),
         classifies_by=model.classifies_by if isinstance(model, Classifies) and "classifies" not in model.withheld else None,
         prepare=_plain(said.prepare),
         scores=[_plain(score) for score in said.scores],
@@ -56,6 +57,13 @@ def _describe(folder: Path, model: GenerativeModel, target: Target, settings: Se
         equality_class=model.equality_class,
         max_samples=settings.max_samples,
     )
+
+
+def _chain(model: GenerativeModel) -> str | None:
+    """By what samples are approximate: the chain that draws them, or the draws of a posterior, never without their R-hat."""
+    if isinstance(model, Chained):
+        return f"approximate: {model.chain}"
+    return f"approximate:{found}" if (found := grounds(model)) else None
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

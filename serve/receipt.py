@@ -47,7 +47,7 @@ class Receipt(Json):
     condition: str | None = Field(None, description="Hash of the condition, where there was one.")
     completion: Completed | None = Field(None, description="Of a completion: what was given, and how the rest was filled in.")
     decoded: Codes | None = Field(None, description="Of a decoding or an interpolation: the codes.")
-    approximate: str | None = Field(None, description="Which chain drew it, where the model draws by one.")
+    approximate: str | None = Field(None, description="Which chain drew it, or which draws of a posterior, with their R-hat; null: exact.")
     equality_class: str = Field(
         description="What else decides the last bit: device, instruction set, threads, precision, library versions."
     )

@@ -198,7 +198,10 @@ class Description(Json):
     capabilities: list[str]
     withheld: dict[str, str] = Field({}, description="What other settings of its family could do beside that, and why these cannot.")
     latent: dict[str, Any] | None = Field(None, description="The event of its codes, where it encodes or decodes.")
-    chain: str | None = Field(None, description="Which chain draws its samples, approximately; null: they are drawn exactly.")
+    chain: str | None = Field(
+        None,
+        description="By what its samples are approximate: the chain that draws them, or a posterior's draws, with their R-hat; null: drawn exactly.",
+    )
     classifies_by: str | None = Field(None, description="What p(y|x) is found by, where it classifies.")
     prepare: dict[str, Any] = Field(description="How a picture or sound becomes levels.")
     scores: list[dict[str, Any]]

@@ -116,6 +116,13 @@ def test_a_large_condition_is_named_and_not_written_out() -> None:
     assert documentation.curl("http://here", model).endswith("/m/samples, with a condition of shape (1, 9, 9) as nested lists")
 
 
+def test_no_sample_of_chains_is_without_their_rhat(endpoint: Local, folders: dict[str, Path]) -> None:
+    found = load(folders["number"]).findings()  # type: ignore[operator]
+    answer = endpoint.ask("POST", SAMPLES.format("number"), json={"seed": 1, "condition": [0, 1]})
+    said = f"approximate: given 16 draws by metropolis, R-hat {found['rhat']:.3f}" + ("" if found["converged"] else ", not converged")
+    assert json.loads(answer.headers["X-Genmodels-Receipt"])["approximate"] == said
+
+
 def test_arrays_of_real_values_go_in_and_out(endpoint: Local) -> None:
     answer = endpoint.ask("POST", SAMPLES.format("number"), json={"seed": 1, "condition": [0, 1]}, headers={"Accept": "application/x-npy"})
     drawn = np.load(BytesIO(answer.content))
