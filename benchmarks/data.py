@@ -1,12 +1,13 @@
 """How fast files become Shards and Shards become batches, and in how much memory: one Markdown table.
 
-    python -m benchmarks.data [--write FOLDER] [--parts pictures photos sounds memory loader] [--large GB] [--scratch FOLDER]
+    python -m benchmarks.data [--write FOLDER] [--parts pictures photos sounds memory loader costs] [--large GB] [--scratch FOLDER]
     python -m benchmarks.data --waits [RECIPE ...]
 
 Files to finished Shards by `prepare` in a Ray that is already there, against bare Pillow or soundfile that decodes the same files in as many
 processes as there are cores; then an epoch of batches of 128, in memory and in windows, shuffled and in disk order. Rounds of both sides are
 interleaved after one of warm-up, files are in the page cache; medians; quote the ratios, absolute figures drift on a shared machine. Memory is
-the whole process tree's, shared pages counted once. --large generates Shards larger than a window: each order in a fresh process, from disk.
+the whole process tree's, shared pages counted once. Below it, what one sound costs step by step. --large generates Shards larger than a window:
+each order in a fresh process, from disk.
 --waits trains every shipped recipe whose data are at hand ($GENMODELS_DATA) for some steps and says how long they waited for their batches.
 """
 
@@ -17,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import loading, preparing
+from benchmarks.costs import costs
 from benchmarks.line import Line, short
 from benchmarks.waiting import waiting
 from genmodels.machine import equality_class
 from pipelines import cluster
 
-PARTS = ("memory", "pictures", "photos", "sounds", "loader")
+PARTS = ("memory", "pictures", "photos", "sounds", "loader", "costs")
 
 
 def main() -> None:
@@ -43,8 +45,9 @@ def main() -> None:
             print("\n".join(waiting(Path(folder), asked.waits)))
             return
         lines = measured(Path(folder), asked)
+        steps = [line for form in ("wav", "flac") for line in ["", *costs(Path(folder), form)]] if "costs" in asked.parts else []
     head = [f"{equality_class()}, {os.cpu_count()} cores", "", "| | | against | ratio |", "|---|---|---|---|"]
-    table = "\n".join([*head, *map(str, lines)]) + "\n"
+    table = "\n".join([*head, *map(str, lines), *steps]) + "\n"
     print(table)
     if asked.write:
         asked.write.mkdir(parents=True, exist_ok=True)

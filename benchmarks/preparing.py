@@ -26,6 +26,7 @@ from pipelines.shards import manifest
 
 DIGIT = {"image": {"height": 28, "width": 28}, "label": {"by": "folder"}}
 PHOTO = {"image": {"height": 64, "width": 64, "channels": 3}}
+LARGE_PHOTO = {"image": {"height": 256, "width": 256, "channels": 3}}
 SOUND = {"audio": {"sample_rate": generated.RATE, "seconds": generated.SECONDS}}
 
 
@@ -119,7 +120,8 @@ def sounds(scratch: Path, asked: argparse.Namespace) -> list[Line]:
 
 
 def memory(scratch: Path, asked: argparse.Namespace) -> list[Line]:
-    """The peak of prepare for a tenth of the photos, for all of them, and for all of them ten times over, each in a Ray of its own."""
+    """The peak of prepare for a tenth of the photos, for all of them, and for all of them ten times over, each in a Ray of its own: so large that
+    all of them fill parts and buckets to their full size, from where on nothing grows."""
     whole = _photos(scratch, asked)
     sets = {
         asked.photos // 10: generated.part(scratch / "few", whole, asked.photos // 10),
@@ -129,7 +131,8 @@ def memory(scratch: Path, asked: argparse.Namespace) -> list[Line]:
     seen = {count: alone("benchmarks.preparing", folder) for count, folder in sets.items()}
     lines = [Line("memory of Ray and its idle processes", seen[asked.photos]["base"] / 2**20, "MiB")]
     for few, many in pairwise(seen):
-        what, other = f"peak memory of prepare, {many:,} JPEGs", f"{few:,} JPEGs"
+        what = f"peak memory of prepare, {many:,} JPEGs to 256x256 ({3 * 256**2 * many / 1e9:.3g} GB of levels)"
+        other = f"{few:,} JPEGs"
         lines.append(Line(what, seen[many]["peak"] / 2**20, "MiB", other, seen[few]["peak"] / 2**20))
     return lines
 
@@ -139,7 +142,7 @@ def main(folder: Path) -> None:
     cluster.connect()
     base = footprint.held()
     with footprint.watched() as seen:
-        prepared(folder, PHOTO, folder.parent / f"{folder.name}-alone")
+        prepared(folder, LARGE_PHOTO, folder.parent / f"{folder.name}-alone")
     cluster.shutdown()
     print(json.dumps({"base": base, "peak": max(seen)}))
 

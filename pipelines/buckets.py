@@ -4,7 +4,6 @@ A bucket is a function of its rows alone, so its files are the same bytes whoeve
 they were read; they are put in order a row group at a time, on their way into the file.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def _stands(cut: Cut, done: Mapping[str, Any]) -> bool:
     if done.get("fingerprint") != cut.fingerprint:
         return False
     paths = [storage.join(cut.folder, file["name"]) for file in done["files"]]
-    return all(storage.exists(path) and _sha256(path) == file["sha256"] for path, file in zip(paths, done["files"], strict=True))
+    return all(storage.exists(path) and storage.sha256(path) == file["sha256"] for path, file in zip(paths, done["files"], strict=True))
 
 
 class _Levels:
@@ -168,7 +167,7 @@ def _write(work: Work, cut: Cut, rows: pa.Table, levels: _Levels, split: str, bu
                 mine = levels.take(group.column("at").to_numpy())
                 count += _counted(mine, len(count))
                 writer.write_table(_shaped(group, _contents(work, group, mine), cut.form), row_group_size=each)
-        whole = {"bytes": file.stat().st_size, "sha256": _sha256(str(file))}
+        whole = {"bytes": file.stat().st_size, "sha256": storage.sha256(str(file))}
     groups = [min(each, len(rows) - start) for start in starts]
     entry = {"name": name, "split": split, "rows": len(rows), **whole, "row_groups": groups}
     if work.settings["modality"] == "table":
@@ -213,14 +212,6 @@ def _histograms(work: Work, cut: Cut, rows: pa.Table, count: NDArray[np.int64]) 
         count[silence] -= len(rows) * row_bytes(how) - int(rows.column("length").to_numpy().sum())
     label = rows.column("class").fill_null(-1).to_numpy()
     return {"levels": count.tolist(), "labels": np.bincount(label + 1, minlength=len(cut.labels) + 1).tolist()}
-
-
-def _sha256(uri: str) -> str:
-    total = hashlib.sha256()
-    with storage.open_read(uri) as file:
-        while piece := file.read(2**20):
-            total.update(piece)
-    return total.hexdigest()
 
 
 def merged(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

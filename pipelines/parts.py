@@ -221,17 +221,17 @@ def _write(work: Work, rows: pa.Table, bad: Sequence[Bad], keys: Sequence[str], 
     metadata = {"bad": json.dumps(sorted(bad)), "seconds": repr(work.seconds)}
     table = rows.sort_by([("id", "ascending"), ("source", "ascending")]).replace_schema_metadata(metadata)
     with storage.writing(storage.join(work.folder, name)) as file:
-        _grouped(file, table, row_bytes(work.settings))
+        write_groups(file, table, row_bytes(work.settings))
     return name
 
 
-def _grouped(file: Path, table: pa.Table, each: int) -> None:
+def write_groups(file: Path, table: pa.Table, each: int) -> None:
     """Writes a part's file. Its row groups end where ids of other leading bits begin, so that a bucket reads no other's; each: bytes of a row."""
     per_group = max(256, PART_BYTES // 8 // each)
     cuts = [0, len(table)]
     if len(table) * each >= ALIGNED_BYTES:
         cuts = [0, *np.searchsorted(table.column("id").to_numpy(), [f"{2 * octant:x}" for octant in range(1, 8)]).tolist(), len(table)]
-    options: dict[str, Any] = {"use_dictionary": list(_REPEATED), "compression": "zstd", "compression_level": 1}
+    options: dict[str, Any] = {"use_dictionary": list(_REPEATED), "compression": "lz4"}
     with file.open("wb") as sink, pq.ParquetWriter(sink, table.schema, **options) as writer:
         for start, stop in pairwise(cuts):
             writer.write_table(table.slice(start, stop - start), row_group_size=per_group)

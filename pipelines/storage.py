@@ -1,5 +1,6 @@
 """Files and small JSON records at any fsspec URL: a local path, s3://, http://. Writing is atomic: a reader sees all of a file or none."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -85,6 +86,15 @@ def writing(uri: str) -> Iterator[Path]:
 def open_read(uri: str) -> IO[bytes]:
     fs, path = filesystem(uri)
     return fs.open(path, "rb")
+
+
+def sha256(uri: str) -> str:
+    """Of a file's content, in hexadecimal."""
+    total = hashlib.sha256()
+    with open_read(uri) as file:
+        while piece := file.read(2**20):
+            total.update(piece)
+    return total.hexdigest()
 
 
 def upload(folder: Path, uri: str) -> None:
