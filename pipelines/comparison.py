@@ -103,14 +103,15 @@ def _row(found: Found, own: Moments | None, truth: Moments | None, moved: NDArra
     return row | _trust(found, own, moved)
 
 
-def _errors(own: Moments, truth: Moments, moved: NDArray[np.bool_]) -> dict[str, float]:
+def _errors(own: Moments, truth: Moments, moved: NDArray[np.bool_]) -> dict[str, float | None]:
+    """What chance explains is None where chains never moved in some coordinate: nothing tells how far they would have."""
     mean = (own.mean - truth.mean)[moved] / np.sqrt(truth.variance[moved])
     variance = own.variance[moved] / truth.variance[moved] - 1
     return {
         "mean_error": _root_mean_square(mean),
-        "mean_by_chance": float(np.sqrt(np.mean((own.mean_error + truth.mean_error)[moved]))),
+        "mean_by_chance": _root_mean(own.mean_error + truth.mean_error, moved),
         "variance_error": _root_mean_square(variance),
-        "variance_by_chance": float(np.sqrt(np.mean((own.variance_error + truth.variance_error)[moved]))),
+        "variance_by_chance": _root_mean(own.variance_error + truth.variance_error, moved),
     }
 
 
@@ -133,6 +134,11 @@ def _trust(found: Found, own: Moments, moved: NDArray[np.bool_]) -> dict[str, An
         "ess": least if np.isfinite(least) else None,
         "ess_per_second": least / found.seconds if np.isfinite(least) and found.seconds else None,
     }
+
+
+def _root_mean(squares: NDArray[np.float64], moved: NDArray[np.bool_]) -> float | None:
+    found = float(np.sqrt(np.mean(squares[moved])))
+    return found if np.isfinite(found) else None
 
 
 def _root_mean_square(values: NDArray[np.float64]) -> float:

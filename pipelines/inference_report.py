@@ -53,7 +53,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _error(value: float | None, by_chance: float | None) -> str:
-    return "-" if value is None or by_chance is None else f"{value:.3f} ({by_chance:.3f})"
+    return "-" if value is None else f"{value:.3f} ({'-' if by_chance is None else f'{by_chance:.3f}'})"
 
 
 def _within(value: float | None, error: float | None) -> str:

@@ -111,6 +111,15 @@ def test_what_the_data_decide_for_good_has_no_error() -> None:
     assert first["converged"] and second["converged"] and second["mean_error"] < 0.1
 
 
+def test_what_chance_explains_of_chains_that_never_moved_is_not_known() -> None:
+    stuck = draws(9)
+    stuck[..., 2] = 30
+    found = row(Found(method="metropolis", draws=stuck, seconds=1.0))
+    assert found["variance_by_chance"] is None and found["variance_error"] == pytest.approx(1 / math.sqrt(3), rel=0.1)
+    assert inference_report.cells(found)[2].endswith(" (-)")
+    json.dumps(found, allow_nan=False)
+
+
 def table(root: Path, n: int = 60) -> Shards:
     """A target of two features, 7 + 2 height - weight and noise, as finished Shards of one split."""
     rng, folder = np.random.default_rng(6), root / "shards" / "line"
