@@ -159,11 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
-        return int(command() or 0)
+        code = int(command() or 0)
+        return _complain(STOPPED, code) if code == 130 else code  # typer makes a Ctrl-C this code, without a word
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("stopped; the same command goes on from what is done", 130)
+        return _complain(STOPPED, 130)
     except UsageError as error:
         return _complain(_usage(error), 2)
     except Exception as error:
@@ -173,6 +174,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _complain(line, code)
     finally:
         _end()
+
+
+STOPPED = "stopped; the same command goes on from what is done"
 
 
 def _complain(line: str, code: int) -> int:

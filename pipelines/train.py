@@ -80,7 +80,9 @@ def code() -> str:
     here, models = Path(__file__).parent, Path(genmodels.__file__).parent
     files = [models / f"{name}.py" for name in ("checkpoint", "compilation", "descent", "iterate", "noise", "train")]
     files += [file for folder in ("core", "mcmc", "models", "nn", "vi") for file in models.glob(f"{folder}/*.py")]
-    files += [here / f"{name}.py" for name in ("few_labels", "labelled_stream", "learning", "parents", "shards", "stored", "windows", "worker")]
+    files += [
+        here / f"{name}.py" for name in ("few_labels", "labelled_stream", "learning", "parents", "shards", "stored", "windows", "worker")
+    ]
     total = hashlib.blake2b(digest_size=6)
     for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -145,6 +147,8 @@ def _fit(recipe: Recipe, shards: Shards, out: Output, begun: str) -> None:
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None  # how Ray Train, without a word, ends at Ctrl-C
     except TrainingFailedError as error:
         raise Failed(
             f"training stopped after {train.max_failures} retries: {one_line(error)}; run again to go on from its last checkpoint"

@@ -79,6 +79,14 @@ def test_a_path_that_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == f"genmodels: cannot write or read {__file__}/below: Not a directory; check the path\n"
 
 
+def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_stages", interrupted)
+    assert complain(capsys, "train", "digits-pixelcnn") == (130, "genmodels: stopped; the same command goes on from what is done")
+
+
 def test_heavy_libraries_stay_out_of_the_way() -> None:
     program = "import sys, pipelines.cli; print([n for n in ('torch', 'ray', 'mlflow', 'pyarrow', 'pydantic') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
