@@ -59,7 +59,7 @@ def decompress(model: str, file: Path, *, out: Path, storage: str = "./runs") ->
         x, y = coding.decompress(coder, made, step=_moving(bar))
     lengths = None if made.lengths is None else torch.tensor(made.lengths)
     written = files.write(out, Examples(event=said.event, x=x, lengths=lengths, files=held))
-    console.result(f"{out}  ({len(written)} files)")
+    console.result(f"{out}  ({len(written)} file{'s' * (len(written) != 1)})")
     console.emit(folder=str(out), files=[path.name for path in written], labels=None if y is None else _named(y, made))
     return written
 

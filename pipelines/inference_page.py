@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from rich.markup import escape
 
-from pipelines import card, console, report, storage
+from pipelines import card, console, report, storage, summary
 from pipelines import recipe as recipes
 from pipelines.inference_report import TITLES, cells, notes
 from pipelines.recipe import Recipe
@@ -25,9 +25,9 @@ def commands(recipe: Recipe, version: Version | None, found: Mapping[str, Any], 
     sound = [row["method"] for row in found["rows"] if row["role"] == "method" and not row["failed"] and row["converged"] is not False]
     lines = [f"genmodels infer {asked}   # registers this posterior by {found['chosen']}"]
     if version is not None:
-        where = "" if recipe.storage == "./runs" else f" --storage {recipe.storage}"
         kept = "" if version.champion else ", which the gate did not make champion"
-        lines = [f"genmodels serve {version.uri}{where}   # its predictive samples, at an endpoint; version {version.version}{kept}"]
+        serve = f"genmodels serve {version.uri}{summary.storage_option(recipe.storage)}"
+        lines = [f"{serve}   # its predictive samples, at an endpoint; version {version.version}{kept}"]
     others = [name for name in sound if name != found["chosen"]]
     return [*lines, *(f"genmodels infer {asked} --set model.method={name}   # by another method" for name in others[:1])]
 

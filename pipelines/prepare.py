@@ -208,7 +208,9 @@ def _bearable(data: Data, rejected: Sequence[Bad], count: int, where: str) -> No
     if len(rejected) >= count:
         raise Failed(f"none of the {count} inputs of {data.source} could be read; {list_of}")
     if len(rejected) > (data.max_bad if data.max_bad >= 1 else data.max_bad * count):
-        raise Failed(f"{len(rejected)} of {count} inputs could not be read, data.max_bad={data.max_bad:g} allows fewer; {list_of}")
+        raise Failed(
+            f"{len(rejected)} of {count} inputs could not be read, data.max_bad={data.max_bad:g} allows fewer: mend them or raise it; {list_of}"
+        )
 
 
 def _quarantine(where: str, rejected: Sequence[Bad]) -> None:

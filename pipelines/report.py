@@ -1,16 +1,18 @@
 """The report of a run: one HTML file that needs nothing else, no network and no script, with what was learnt, from what, and how well."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from typing import Any
 
+import numpy as np
 import yaml
 
 from genmodels.core import Iterated
 from genmodels.evaluate import Score
 from genmodels.zoo import MODELS
-from pipelines import card, chart, console, journal, trials
+from pipelines import card, chart, console, journal, summary, trials
 from pipelines import recipe as recipes
 from pipelines.fingerprint import fingerprint
 from pipelines.log import numbers
@@ -18,6 +20,7 @@ from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Deployment, Scores, Shards, Version
 from pipelines.shards import manifest
 from pipelines.storage import exists, join, read_bytes, write_bytes
+from serve.documentation import SHOWN
 
 VERSION = 1
 """Raised when the same records would give another page than before."""
@@ -74,7 +77,7 @@ def html(recipe: Recipe, shards: Shards, checkpoint: Checkpoint, scores: Scores,
         data=data_card(shards, about),
         label_chart=_labels_chart(shards, about),
         level_chart=_levels_chart(shards, about),
-        commands=_commands(version, shards),
+        commands=_commands(version, shards, recipe.storage),
         answer=_answer(deployment),
         lineage=_lineage(recipe, shards, checkpoint, scores, version),
         recipe=yaml.safe_dump(recipes.dump(recipe), sort_keys=False, allow_unicode=True),
@@ -256,14 +259,14 @@ def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[st
     return text + "."
 
 
-def _commands(version: Version, shards: Shards) -> list[str]:
+def _commands(version: Version, shards: Shards, storage: str) -> list[str]:
     ending = {"audio": "wav", "table": "npy"}.get(shards.event.modality, "png")
     label = f' "label": "{shards.labels[-1]}",' if shards.labels else ""
-    label += f' "condition": {[0] * shards.event.condition.dims},' if shards.event.condition else ""
+    label += f' "condition": {_zeros(shards.event.condition.shape)},' if shards.event.condition else ""
     given = " --condition features.npy" if shards.event.condition else ""
     return [
-        f"genmodels serve {version.uri}",
-        f"genmodels sample {version.uri} -n 16 --seed 0{given} -o samples.{ending}",
+        f"genmodels serve {version.uri}{(where := summary.storage_option(storage))}",
+        f"genmodels sample {version.uri} -n 16 --seed 0{given} -o samples.{ending}{where}",
         "",
         "# once it is served:",
         f"curl -s localhost:8000/v1/models/{version.name}/samples -H 'content-type: application/json' \\",
@@ -272,6 +275,11 @@ def _commands(version: Version, shards: Shards) -> list[str]:
         "# in Python:",
         f'model = genmodels.load("{version.artifact}")' if "://" not in version.artifact else "model = genmodels.load(folder)",
     ]
+
+
+def _zeros(shape: tuple[int, ...]) -> str:
+    """A condition as JSON, under which a model can be asked; of many numbers, what stands for them."""
+    return "..." if math.prod(shape) > SHOWN else str(np.zeros(shape, int).tolist())
 
 
 def _answer(deployment: Deployment) -> dict[str, Any] | None:

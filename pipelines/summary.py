@@ -1,5 +1,6 @@
 """What the command says when it is done: scores beside their baselines, where things are, and what to do next."""
 
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,13 @@ def show(made: Mapping[str, Any]) -> None:
     if "run" in made:
         _line("report", made["run"])
         version = made["register"]
-        _line("keep it up", f"genmodels serve {version.uri}" + ("" if version.champion else "   (the gate kept the present champion)"))
+        kept = "" if version.champion else "   (the gate kept the present champion)"
+        _line("keep it up", f"genmodels serve {version.uri}{storage_option(made['tune'].storage)}{kept}")
+
+
+def storage_option(storage: str) -> str:
+    """What a command that takes a registered model is told besides its name: the registry is in the storage, unless that is the usual one."""
+    return "" if storage == "./runs" else f" --storage {shlex.quote(storage)}"
 
 
 def tell(records: Iterable[Any]) -> None:

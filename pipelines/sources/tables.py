@@ -251,7 +251,9 @@ def layout(wanted: TableData, columns: Mapping[str, str | None], own: set[str]) 
         raise Refused(f"data.table.features: no column is left beside the target {wanted.target!r}")
     for name in features:
         if columns[name] is not None:
-            raise Refused(f"data.table.features: column {name!r} holds {columns[name]}, no numbers; leave it out of the features")
+            numbers = [name for name in features if columns[name] is None]
+            way = "leave it out" if wanted.features else f"name those to take, as data.table.features=[{', '.join(numbers[:4])}]"
+            raise Refused(f"data.table.features: column {name!r} holds {columns[name]}, no numbers; {way}")
     if wanted.kind == "regression" and (holds := columns[wanted.target or ""]):
         raise Refused(f"data.table.target: column {wanted.target!r} holds {holds}, no numbers; set data.table.kind=classification")
     return Layout(features, wanted.target, wanted.kind)

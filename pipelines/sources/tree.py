@@ -178,6 +178,8 @@ def unreachable(error: Exception, url: str, path: str = "") -> str:
         return f"{where} is no zip file: {_words(error)}"
     if isinstance(error, FileNotFoundError):
         return f"nothing at {where}; check data.source"
+    if str(error).startswith("Protocol not known"):
+        return f"could not read {where}: {_words(error)}; give a folder, or an address that begins with s3:// or https://"
     return f"could not read {where}: {_words(error)}; check the network and run again, what is done stays done"
 
 

@@ -95,9 +95,12 @@ def test_more_bad_than_max_bad(ray_session: object, tmp_path: Path) -> None:
         (data / f"bad{i}.png").write_bytes(b"no picture")
     said = refused(tmp_path / "runs", data, max_bad=2)
     assert said.startswith(
-        "3 of 20 inputs could not be read, data.max_bad=2 allows fewer; the first: bad0.png: cannot identify image (all of them: "
+        "3 of 20 inputs could not be read, data.max_bad=2 allows fewer: mend them or raise it; the first: bad0.png: cannot identify image "
+        "(all of them: "
     )
-    assert refused(tmp_path / "runs", data, max_bad=0.1).startswith("3 of 20 inputs could not be read, data.max_bad=0.1 allows fewer; ")
+    assert refused(tmp_path / "runs", data, max_bad=0.1).startswith(
+        "3 of 20 inputs could not be read, data.max_bad=0.1 allows fewer: mend them or raise it; "
+    )
     assert sum(prepare.prepare(recipe(tmp_path / "runs", data, max_bad=0.15)).rows.values()) == 17
 
 

@@ -129,7 +129,13 @@ def test_every_section_has_its_content(run: Run, page: Page) -> None:
         assert title in page.text
     for text in (
         *("Version 3 is the champion", "4 trials of 500 steps, 3 with a score", "mean over 2 seeds is 1.750", "fANOVA over 3 trials"),
-        *("100 train, 40 valid, 30 test", "genmodels serve models:/small@champion", "abcdef", run.scores.digest, "step 4"),
+        *(
+            "100 train, 40 valid, 30 test",
+            f"genmodels serve models:/small@champion --storage {run.recipe.storage}",
+            "abcdef",
+            run.scores.digest,
+            "step 4",
+        ),
         *("in quarantine", "duplicates left out", "0 of 10 samples equal a training example", "small-gated_pixelcnn-0", "f00000000000"),
     ):
         assert text in page.text, text

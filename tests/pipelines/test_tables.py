@@ -221,7 +221,8 @@ def test_a_row_that_lacks_a_number_goes_to_quarantine_and_says_why(
     assert dict(zip(found["source"], found["reason"], strict=True)) == {f"bad.csv#{row:07d}": reason for row, reason in REASONS.items()}
     assert len(rows(done)) == 3 and shards.manifest(done)["quarantined"] == 8
     with pytest.raises(
-        Failed, match=r"^8 of 11 inputs could not be read, data\.max_bad=7 allows fewer; the first: bad\.csv#0000001: column 'a' "
+        Failed,
+        match=r"^8 of 11 inputs could not be read, data\.max_bad=7 allows fewer: mend them or raise it; the first: bad\.csv#0000001: column 'a' ",
     ):
         prepare.prepare(recipe(tmp_path / "again", path, LABEL, max_bad=7))
 
@@ -240,7 +241,12 @@ def test_a_missing_value_of_a_parquet_table_too(alone: None, tmp_path: Path) -> 
     [
         ("a,b,y\n1,2,3\n", {"features": ["bb"], **NUMBER}, "data.table.features: unknown column 'bb'; did you mean 'b'?"),
         ("a,b,y\n1,2,3\n", {**NUMBER, "target": "why"}, "data.table.target: unknown column 'why'; did you mean 'y'?"),
-        ("a,b,y\n1,no,3\n", NUMBER, "data.table.features: column 'b' holds 'no', no numbers; leave it out of the features"),
+        (
+            "a,b,y\n1,no,3\n",
+            NUMBER,
+            "data.table.features: column 'b' holds 'no', no numbers; name those to take, as data.table.features=[a]",
+        ),
+        ("a,b,y\n1,no,3\n", {"features": ["b"], **NUMBER}, "data.table.features: column 'b' holds 'no', no numbers; leave it out"),
         ("a,y\n1,no\n2,3x\n", NUMBER, "data.table.target: column 'y' holds 'no', no numbers; set data.table.kind=classification"),
         ("y\n1\n", NUMBER, "data.table.features: no column is left beside the target 'y'"),
         ("a,y\n1,7\n2,7\n", NUMBER, "data.table.target 'y' of {path} has the one value 7; choose another target"),
