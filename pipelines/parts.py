@@ -31,8 +31,8 @@ FILES_PER_BATCH = 256
 BATCH_BYTES = 16 * 2**20
 FILES_PER_PART = 4096
 PART_BYTES = 64 * 2**20
-ALIGNED_BYTES = 2**20
-"""A part of fewer bytes of levels is one row group: whoever wants some of it reads it all."""
+GROUP_BYTES = 2**20
+"""Of levels in a row group, which is read whole by whoever wants some of it: where there are many buckets, each wants a little of every part."""
 
 _REPEATED = ("input", "label", "side")
 
@@ -227,9 +227,9 @@ def _write(work: Work, rows: pa.Table, bad: Sequence[Bad], keys: Sequence[str], 
 
 def write_groups(file: Path, table: pa.Table, each: int) -> None:
     """Writes a part's file. Its row groups end where ids of other leading bits begin, so that a bucket reads no other's; each: bytes of a row."""
-    per_group = max(256, PART_BYTES // 8 // each)
+    per_group = max(16, GROUP_BYTES // each)
     cuts = [0, len(table)]
-    if len(table) * each >= ALIGNED_BYTES:
+    if len(table) * each >= GROUP_BYTES:
         cuts = [0, *np.searchsorted(table.column("id").to_numpy(), [f"{2 * octant:x}" for octant in range(1, 8)]).tolist(), len(table)]
     options: dict[str, Any] = {"use_dictionary": list(_REPEATED), "compression": "lz4"}
     with file.open("wb") as sink, pq.ParquetWriter(sink, table.schema, **options) as writer:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from genmodels import media
+from genmodels import allocator, media
 from pipelines import cluster, parquet
 from pipelines.errors import Failed, Stop
 
@@ -34,6 +34,7 @@ def each(function: Callable[[Any], dict[str, Any]], items: Iterable[Any]) -> Ite
 def _guarded(function: Callable[[Any], dict[str, Any]], item: str) -> str:
     """function(item) as JSON; errors that a user can mend travel as values, since Ray would wrap them in its own."""
     parquet.keep_memory()
+    allocator.give_back()
     try:
         return json.dumps(function(json.loads(item)))
     except Stop as stop:
