@@ -2,8 +2,8 @@
 
 Ray's workers are niced, so that a node's own processes answer whatever the workers do: beside anything else that is busy they get less of a core
 than a process of ordinary priority. The bare loop runs in a process of the same priority and malloc settings, else a busy machine is what is
-measured. Ray's dozen processes take about a tenth of a core while they wait, which is felt where a training has every core to itself: with as many
-threads as cores the ratio is near 0.9.
+measured. Ray's dozen processes take about a tenth of a core while they wait, which is felt where a training has every core to itself, or where two
+cores share one's units: on two cores the ratio is 0.95 to 1 with one thread, near 0.9 with two.
 """
 
 import argparse

@@ -19,9 +19,6 @@ from benchmarks.through_ray import through_ray
 from genmodels.compilation import check_compiler
 from genmodels.machine import equality_class
 
-WORTH = 0.02
-"""Of a step: what overlapping the sum over workers would have to hide."""
-
 FAMILIES = {"gated_pixelcnn": "Gated PixelCNN", "pixelcnn": "PixelCNN"}
 
 
@@ -113,12 +110,12 @@ def averaging() -> list[str]:
         figures = [f"{1e3 * found.step:.1f}", f"{found.megabytes:.2f}", f"{1e3 * found.sum:.2f}"]
         figures += [f"{share:.1%}" for share in (found.sum / found.step, found.hidden, found.wait / found.step)]
         lines.append(f"| {recipe} | {' | '.join(figures)} |")
-        hidden.append(found.hidden)
-    verdict = "too little to overlap it" if max(hidden) < WORTH else "worth overlapping with the backward pass"
+        hidden.append(f"{found.hidden:.1%} of a step of {recipe}")
     return [
         *lines,
         "",
-        f"At most {max(hidden):.1%} of a step in the sum is waiting and not work of the processors that backward needs: {verdict}.",
+        "What is waiting in the sum, and not work of the processors that backward needs, is the most that overlapping could hide: "
+        f"{', '.join(hidden)}.",
         "",
     ]
 
