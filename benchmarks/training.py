@@ -111,13 +111,8 @@ def averaging() -> list[str]:
         figures += [f"{share:.1%}" for share in (found.sum / found.step, found.hidden, found.wait / found.step)]
         lines.append(f"| {recipe} | {' | '.join(figures)} |")
         hidden.append(f"{found.hidden:.1%} of a step of {recipe}")
-    return [
-        *lines,
-        "",
-        "What is waiting in the sum, and not work of the processors that backward needs, is the most that overlapping could hide: "
-        f"{', '.join(hidden)}.",
-        "",
-    ]
+    most = "What is waiting in the sum, and not work of the processors that backward needs, is the most that overlapping could hide"
+    return [*lines, "", f"{most}: {', '.join(hidden)}.", ""]
 
 
 def plot(climbed: dict[str, list[Climbed]], file: Path) -> None:
