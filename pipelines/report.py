@@ -1,12 +1,10 @@
 """The report of a run: one HTML file that needs nothing else, no network and no script, with what was learnt, from what, and how well."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from typing import Any
 
-import numpy as np
 import yaml
 
 from genmodels.core import Iterated
@@ -20,7 +18,7 @@ from pipelines.recipe import Recipe
 from pipelines.records import Checkpoint, Deployment, Scores, Shards, Version
 from pipelines.shards import manifest
 from pipelines.storage import exists, join, read_bytes, write_bytes
-from serve.documentation import SHOWN
+from serve.documentation import zeros
 
 VERSION = 1
 """Raised when the same records would give another page than before."""
@@ -262,7 +260,7 @@ def _training(recipe: Recipe, checkpoint: Checkpoint, lines: Sequence[Mapping[st
 def _commands(version: Version, shards: Shards, storage: str) -> list[str]:
     ending = {"audio": "wav", "table": "npy"}.get(shards.event.modality, "png")
     label = f' "label": "{shards.labels[-1]}",' if shards.labels else ""
-    label += f' "condition": {_zeros(shards.event.condition.shape)},' if shards.event.condition else ""
+    label += f' "condition": {zeros(shards.event.condition.shape) or "..."},' if shards.event.condition else ""
     given = " --condition features.npy" if shards.event.condition else ""
     return [
         f"genmodels serve {version.uri}{(where := summary.storage_option(storage))}",
@@ -275,11 +273,6 @@ def _commands(version: Version, shards: Shards, storage: str) -> list[str]:
         "# in Python:",
         f'model = genmodels.load("{version.artifact}")' if "://" not in version.artifact else "model = genmodels.load(folder)",
     ]
-
-
-def _zeros(shape: tuple[int, ...]) -> str:
-    """A condition as JSON, under which a model can be asked; of many numbers, what stands for them."""
-    return "..." if math.prod(shape) > SHOWN else str(np.zeros(shape, int).tolist())
 
 
 def _answer(deployment: Deployment) -> dict[str, Any] | None:

@@ -159,10 +159,15 @@ def curl(url: str, model: Description) -> str:
     ending = {"image": "png", "audio": "wav"}.get(model.event["modality"], "json")
     asked: dict[str, Any] = {"seed": 1, **({"label": 0} if model.classes else {})}
     if (wanted := model.event.get("condition")) is not None:
-        if math.prod(wanted["shape"]) > SHOWN:
+        if (condition := zeros(wanted["shape"])) is None:
             return f"POST {url}/v1/models/{model.model}/samples, with a condition of shape {tuple(wanted['shape'])} as nested lists"
-        asked["condition"] = np.zeros(wanted["shape"], int).tolist()
+        asked["condition"] = condition
     return f"curl -s {url}/v1/models/{model.model}/samples -d {shlex.quote(json.dumps(asked))} -o sample.{ending}"
+
+
+def zeros(shape: Sequence[int]) -> list[Any] | None:
+    """A condition under which any model of this shape can be asked; None where it has too many numbers to show."""
+    return None if math.prod(shape) > SHOWN else np.zeros(shape, int).tolist()
 
 
 def _event(model: Description) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from genmodels.core import Event
 from pipelines import card, chart, trials, tune
 from pipelines.evaluate import evaluate
 from pipelines.records import Deployment, Scores, Shards, Version
-from pipelines.report import embedded, html, write
+from pipelines.report import _commands, embedded, html, write
 from pipelines.storage import read_bytes, write_bytes, write_json
 from tests.pipelines import small
 
@@ -214,3 +215,11 @@ def test_long_series_are_thinned_and_keep_their_end() -> None:
 
 def test_a_file_that_is_not_there_is_left_out(tmp_path: Path) -> None:
     assert embedded(str(tmp_path / "no.png")) is None
+
+
+@pytest.mark.parametrize(("shape", "said"), [((1, 2, 2), "[[[0, 0], [0, 0]]]"), ((1, 28, 28), "...")])
+def test_a_condition_is_asked_for_in_its_shape(run: Run, shape: tuple[int, ...], said: str) -> None:
+    given = Event(modality="image", shape=shape, levels=2)
+    shards = replace(run.shards, event=replace(run.shards.event, condition=given))
+    lines = "\n".join(_commands(run.version, shards, "./runs"))
+    assert f'"condition": {said},' in lines and "--storage" not in lines
